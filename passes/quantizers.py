@@ -1,0 +1,95 @@
+"""Which values are quantized, by whom, and which of them share one scale.
+
+This is the one place that says what a quantizer is: calibration fits what `quant_points` lists
+and the partition reads the scales back under the same names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax
+
+from resq_tvm.passes.graph import Graph, op_name
+from resq_tvm.scheme import Scheme
+
+
+def quantizer_name(value: str, bits: int) -> str:
+    """Return the name of the quantizer of ``value`` at ``bits`` bits."""
+    return f"{value}:{bits}"
+
+
+@dataclass(frozen=True)
+class QuantPoint:
+    """One activation quantizer: a value (or several tied ones) and the layers that read it.
+
+    ``values`` holds more than one name when a concat and its inputs are tied: one scale serves
+    all of them. ``layers`` are the linear layers whose output errors the fit sums up; layer i
+    reads value ``reads[i]``.
+    """
+
+    name: str
+    bits: int
+    values: tuple[str, ...]
+    layers: tuple[str, ...]
+    reads: tuple[str, ...]
+
+
+def quant_points(func: Any, layers: dict[str, str], program: str) -> list[QuantPoint]:
+    """List the activation quantizers of ``program`` (``"keyframe"`` or ``"residual"``).
+
+    Parameters
+    ----------
+    func : relax.Function
+        Canonical ``main``.
+    layers : dict
+        Layer name → scheme string or ``"float"`` (the attribute ``resq.layers``).
+    """
+    graph = Graph.of(func)
+    producers = graph.producers
+    readers: dict[tuple[str, int], list[str]] = {}
+    variables: dict[str, Any] = {}
+    for var, call in graph.layers():
+        text = layers[var.name]
+        if text == "float":
+            continue
+        scheme = Scheme.parse(text)
+        bits = scheme.key if program == "keyframe" else scheme.residual
+        if bits is None:
+            continue
+        value = call.args[0]
+        variables[value.name] = value
+        readers.setdefault((value.name, bits.activation), []).append(var.name)
+
+    parent = {key: key for key in readers}
+
+    def find(key: tuple[str, int]) -> tuple[str, int]:
+        while parent[key] != key:
+            key = parent[key]
+        return key
+
+    for value, bits in readers:
+        expr = producers.get(variables[value])
+        if op_name(expr) == "relax.concat":
+            for piece in expr.args[0].fields if isinstance(expr.args[0], relax.Tuple) else ():
+                key = (piece.name, bits)
+                if key in parent:
+                    parent[find(key)] = find((value, bits))
+
+    points = []
+    for key in readers:
+        if find(key) != key:
+            continue
+        members = [k for k in readers if find(k) == key]
+        pairs = [(layer, k[0]) for k in members for layer in readers[k]]
+        points.append(
+            QuantPoint(
+                quantizer_name(*key),
+                key[1],
+                tuple(k[0] for k in members),
+                tuple(p[0] for p in pairs),
+                tuple(p[1] for p in pairs),
+            )
+        )
+    return points

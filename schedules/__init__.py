@@ -1,0 +1,1 @@
+"""Mixed-bit kernels in TIR and the rules that choose among them."""

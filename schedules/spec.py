@@ -1,0 +1,222 @@
+"""What a fused kernel computes: the contract between `resq_tvm.passes.lower` and the schedules.
+
+A `FusedKernel` is one *anchor* (integer convolution, depthwise convolution, pooling, resize, a
+plain walk over the output, …) and an *epilogue*: a list of elementwise nodes in single-assignment
+form that is evaluated in registers on every 1 × 1 × 16 vector of the anchor's output, ending in
+stores. It carries the meaning only; tiles, unrolling and packing are the schedule's `Decision`.
+
+Physical tensors
+----------------
+All activations are ``(1, top + h + bottom, left + w + right, c_phys)``, row-major, batch 1.
+
+* *Codes* (quantized activations) have a halo that already holds the code of zero, so that
+  convolutions never test for borders: the kernel that produces a code tensor writes the halo.
+  ``c_phys`` is ``round_up(c, 16)`` (4 when c ≤ 4). Lanes beyond ``c`` hold anything: weights there are
+  zero. The dtype and the code of zero are the target's `CodeFormat`.
+* *Float tensors* (float32, or float16 for state) have no halo. Internal ones have
+  ``c_phys = round_up(c, 16)`` with anything in the lanes beyond ``c``; external ones (network inputs and
+  outputs) have ``c_phys = c``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class CodeFormat:
+    """How a target stores quantized activations: stored value = code + zero_point."""
+
+    dtype: str  # "uint8" (VNNI, zero_point 128) or "int8" (zero_point 0)
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A physical activation tensor (batch 1, NHWC)."""
+
+    name: str
+    h: int
+    w: int
+    c: int
+    dtype: str  # "float32", "float16", or the CodeFormat's dtype
+    c_phys: int
+    halo: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Physical shape, halo and padding lanes included."""
+        top, left, bottom, right = self.halo
+        return (1, top + self.h + bottom, left + self.w + right, self.c_phys)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Output pixels ``(oy + i·out_stride, ox + j·out_stride)`` and the taps that they sum.
+
+    ``taps[t] = (ky, kx, dy, dx)``: kernel position ``(ky, kx)`` multiplies the input pixel
+    ``(i·in_stride + dy, j·in_stride + dx)`` in logical coordinates (the halo makes negative or
+    too large ones valid). An ordinary convolution has one phase; a transposed convolution of
+    stride s has s × s.
+    """
+
+    oy: int
+    ox: int
+    taps: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """Integer convolution of codes, accumulated in int32.
+
+    Several ``inputs`` mean their concatenation along channels (never materialised): the weight's
+    input channels are those of the inputs in order.
+
+    ``weight`` is int8 ``(O, kh, kw, I)`` (for depthwise: ``(C, kh, kw, 1)``, ``groups == C``; for
+    grouped convolutions I is per group).
+    """
+
+    inputs: tuple[str, ...]
+    weight: NDArray[np.int8]
+    phases: tuple[Phase, ...]
+    in_stride: tuple[int, int]
+    out_stride: tuple[int, int]
+    groups: int = 1
+
+    @property
+    def depthwise(self) -> bool:
+        """One filter per channel."""
+        return self.groups > 1 and self.groups == self.weight.shape[0] and self.weight.shape[3] == 1
+
+
+@dataclass(frozen=True, eq=False)
+class FloatConv:
+    """Float32 convolution for layers that stay in float; input has no halo (borders are tested)."""
+
+    inputs: tuple[str, ...]
+    weight: NDArray[np.float32]
+    phases: tuple[Phase, ...]
+    in_stride: tuple[int, int]
+    out_stride: tuple[int, int]
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max or average pooling of a float tensor. ``padding`` is top, left, bottom, right."""
+
+    input: str
+    kind: str  # "max" | "avg"
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int] = (1, 1)
+    count_include_pad: bool = True
+
+
+@dataclass(frozen=True)
+class GlobalMean:
+    """Mean over height and width of a float tensor; the output is 1 × 1 × C."""
+
+    input: str
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Bilinear or nearest resize of a float tensor (attributes as of relax.image.resize2d)."""
+
+    input: str
+    method: str  # "linear" | "nearest_neighbor"
+    coordinate: str  # "half_pixel" | "align_corners" | "asymmetric" | "pytorch_half_pixel"
+    rounding: str = "round"
+
+
+@dataclass(frozen=True)
+class Window:
+    """Affine copy of a float tensor: slice, zero padding, or both.
+
+    ``out[y, x, c] = in[y·stride + oy, x·stride + ox, c + oc]``, or ``fill`` outside the input.
+    """
+
+    input: str
+    offset: tuple[int, int, int]
+    stride: tuple[int, int] = (1, 1)
+    fill: float = 0.0
+
+
+@dataclass(frozen=True)
+class Walk:
+    """No anchor: the epilogue's loads are all there is."""
+
+
+Anchor = Conv | FloatConv | Pool | GlobalMean | Resize | Window | Walk
+
+
+@dataclass(frozen=True)
+class Node:
+    """One elementwise operation of the epilogue on 16-lane vectors; ids are list positions.
+
+    ====================  =====================================================================
+    op                    value
+    ====================  =====================================================================
+    ``anchor``            the anchor's output: int32 for Conv, float32 otherwise
+    ``load``              ``name``: an input tensor at this pixel and these channels, as float32
+                          (float16 is widened; codes are converted to their signed value);
+                          tensors of 1 × 1 × C or 1 × 1 × 1 broadcast
+    ``vector``            ``name``: per-channel float32 constant (in ``FusedKernel.vectors``)
+    ``scalar``            ``value``: float32 constant
+    ``dequantize``        float32(args[0]) · args[1]  (args[1]: vector or scalar; product fenced)
+    ``add sub mul div``   IEEE float32; a product feeding an add is fenced against contraction
+    ``max min``
+    ``neg abs exp sigmoid tanh sqrt erf``
+    ``prelu``             args[0] > 0 ? args[0] : args[0]·args[1]
+    ``round16``           float32 → float16 → float32
+    ``quantize``          clamp(round_half_even(args[0] · value), −limit, limit) as a signed
+                          code; ``value`` is the float32 reciprocal of the scale
+    ====================  =====================================================================
+    """
+
+    op: str
+    args: tuple[int, ...] = ()
+    name: str = ""
+    value: float = 0.0
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class Store:
+    """Store node ``node`` to output tensor ``name`` (converted to that tensor's dtype)."""
+
+    node: int
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class FusedKernel:
+    """One kernel: anchor, epilogue and the tensors it touches.
+
+    The PrimFunc's parameters are, in this order: ``inputs``, the packed constants in the order
+    in which the schedule returns them, ``outputs``.
+    """
+
+    name: str
+    anchor: Anchor
+    h: int  # logical output height, width, channels
+    w: int
+    c: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    nodes: tuple[Node, ...]
+    stores: tuple[Store, ...]
+    code: CodeFormat
+    vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # name → (c,)
+
+    def tensor(self, name: str) -> TensorSpec:
+        """Return the input or output tensor of that name."""
+        for spec in (*self.inputs, *self.outputs):
+            if spec.name == name:
+                return spec
+        raise KeyError(name)
