@@ -20,10 +20,10 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from resq_tvm.passes.graph import Graph, inputs_of, is_const, op_name, shape_of
+from resq_tvm.passes.graph import Graph, imm_value, inputs_of, is_const, op_name, shape_of
 from resq_tvm.passes.operators import ELEMENTWISE
 
-_ANCHORS = {
+ANCHORS = {
     "relax.nn.conv2d": "resq.conv",
     "relax.nn.conv2d_transpose": "resq.conv",
     "relax.matmul": "resq.conv",
@@ -116,8 +116,8 @@ class _Fuser:
             for v in reads:
                 self._materialise(v)
             self.home[var] = len(self.groups)
-            anchored = name in _ANCHORS and self._fits(var, call)
-            self.groups.append(_Group(_ANCHORS[name], plane_of(var), [var]) if anchored else var)
+            anchored = name in ANCHORS and self._fits(var, call)
+            self.groups.append(_Group(ANCHORS[name], plane_of(var), [var]) if anchored else var)
 
     def _fits(self, var: Any, call: Any) -> bool:
         if op_name(call) == "relax.mean":
@@ -125,6 +125,8 @@ class _Fuser:
             return len(shape_of(call.args[0])) == 4 and axes == [1, 2]
         if op_name(call) == "relax.matmul":
             return is_const(call.args[1])
+        if op_name(call) == "relax.strided_slice" and not _is_affine(call):
+            return False
         return len(shape_of(var)) == 4
 
     def _is_elementwise(self, var: Any, call: Any, reads: list[Any]) -> bool:
@@ -286,6 +288,13 @@ class _Fuser:
             bb.emit_func_output(result)
         func = next(iter(bb.finalize().functions.values()))
         return name, func, reads, exports
+
+
+def _is_affine(call: Any) -> bool:
+    """Whether a slice walks forwards, and channel by channel."""
+    steps = [int(imm_value(s)) for s in call.args[4].fields] if len(call.args) > 4 else []
+    axes = [int(imm_value(a)) % 4 for a in call.args[1].fields]
+    return all(s > 0 and (a != 3 or s == 1) for a, s in zip(axes, steps, strict=False))
 
 
 def _substitute(arg: Any, env: dict[Any, Any]) -> Any:

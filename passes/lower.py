@@ -1,0 +1,285 @@
+"""Lower fused programs to scheduled PrimFuncs on physical tensors.
+
+Requires `FuseKernels`. Plans the physical layout of every value (halos of code tensors, padded
+channels; see `resq_tvm.schedules.spec`), asks the schedules for one PrimFunc per composite, and replaces the
+composites by ``call_tir``. Constants become entries of one ``params`` tuple, the last parameter of both
+programs: ``keyframe(x…, params)`` and ``residual(x…, (state…), params)``. Opaque operators
+stay as they are, on plain tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from resq_tvm.passes.fuse import plane_of
+from resq_tvm.passes.graph import Graph, inputs_of, is_linear_layer, op_name, shape_of
+from resq_tvm.passes.kernel_spec import read_kernel, required_halo
+from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.emit import emit
+from resq_tvm.schedules.rules import decide
+from resq_tvm.schedules.spec import FusedKernel, TensorSpec
+from resq_tvm.targets.preset import Target
+
+LANES = 16
+
+
+@dataclass(frozen=True)
+class KernelRecord:
+    """Which kernel runs for which layer, and by which decision."""
+
+    name: str
+    program: str
+    layer: str | None
+    anchor: str
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The lowered module, its constants in the order of the ``params`` tuple, its kernels."""
+
+    module: tvm.IRModule
+    params: dict[str, NDArray[Any]]
+    kernels: list[KernelRecord]
+    state_types: list[tuple[tuple[int, ...], str]]
+
+
+def lower(mod: tvm.IRModule, target: Target) -> Lowered:
+    """Lower the fused ``keyframe`` (and ``residual``, if any) for a target."""
+    programs = [n for n in ("keyframe", "residual") if n in _names(mod)]
+    plans = {n: _Plan(mod, n, target) for n in programs}
+    _agree_on_state(plans)
+    constants = _Constants()
+    kernels: list[KernelRecord] = []
+    writers = [_Writer(plans[n], constants, kernels, target) for n in programs]
+    for writer in writers:
+        writer.emit_kernels()
+    out = tvm.IRModule()
+    for writer in writers:
+        writer.write(out)
+    state = [plans["keyframe"].physical_type(v) for v in plans["keyframe"].state_out]
+    return Lowered(out, constants.arrays, kernels, state)
+
+
+def _names(mod: tvm.IRModule) -> list[str]:
+    return [g.name_hint for g in mod.get_global_vars()]
+
+
+class _Plan:
+    """The physical layout of every value of one fused program."""
+
+    def __init__(self, mod: tvm.IRModule, program: str, target: Target) -> None:
+        self.mod, self.program, self.target = mod, program, target
+        self.func = mod[program]
+        self.graph = Graph.of(self.func)
+        self.producers = self.graph.producers
+        body = self.graph.body
+        while isinstance(self.producers.get(body), relax.Tuple):
+            body = self.producers[body]
+        frames = int(self.func.attrs["num_input"])
+        self.frames = list(self.func.params)[:frames]
+        self.state_in = list(self.func.params)[frames:]
+        self.outputs = list(body.fields[0].fields)
+        self.state_out = list(body.fields[1].fields)
+        self.plain = self._plain()
+        self.halos: dict[Any, tuple[int, int, int, int]] = {}
+        for _, call in self.composite_calls():
+            self._note_halos(call)
+
+    def composite_calls(self) -> list[tuple[Any, Any]]:
+        return [(v, e) for v, e in self.graph.bindings if self.composite(e) is not None]
+
+    def composite(self, expr: Any) -> Any:
+        """Return the composite function that a call runs, else None."""
+        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.GlobalVar):
+            return self.mod[expr.op]
+        return None
+
+    def results(self, var: Any) -> list[Any]:
+        """Return the variables that hold a composite call's results, in order."""
+        if not isinstance(var.ty, relax.TupleType):
+            return [var]
+        items: dict[int, Any] = {}
+        for v, e in self.graph.bindings:
+            if isinstance(e, relax.TupleGetItem) and e.tuple_value.same_as(var):
+                items[int(e.index)] = v
+        return [items[i] for i in range(len(var.ty.fields))]
+
+    def _plain(self) -> set[Any]:
+        plain = {*self.frames, *self.outputs}
+        for var, expr in self.graph.bindings:
+            if op_name(expr):
+                plain |= {var, *inputs_of(expr)}
+        return plain
+
+    def _note_halos(self, call: Any) -> None:
+        func = self.composite(call)
+        inner = Graph.of(func)
+        outer = dict(zip(func.params, call.args, strict=True))
+        for _, expr in inner.bindings:
+            if not is_linear_layer(expr) or str(expr.args[0].ty.dtype) != "int8":
+                continue
+            cat = inner.producers.get(expr.args[0])
+            for piece in inputs_of(cat) if cat is not None else [expr.args[0]]:
+                old = self.halos.get(outer[piece], (0, 0, 0, 0))
+                new = required_halo(expr)
+                self.halos[outer[piece]] = tuple(max(a, b) for a, b in zip(old, new, strict=True))
+
+    def spec(self, var: Any) -> TensorSpec:
+        """Return the physical tensor of a variable."""
+        h, w, c = plane_of(var)
+        dtype = str(var.ty.dtype)
+        if dtype == "int8":
+            c_phys = 4 if c <= 4 else _padded(c)
+            halo = self.halos.get(var, (0, 0, 0, 0))
+            return TensorSpec(var.name, h, w, c, self.target.code.dtype, c_phys, halo)
+        c_phys = c if var in self.plain or c <= 4 else _padded(c)
+        return TensorSpec(var.name, h, w, c, dtype, c_phys)
+
+    def physical_type(self, var: Any) -> tuple[tuple[int, ...], str]:
+        """Return the shape and dtype under which the program holds a variable."""
+        spec = self.spec(var)
+        return (shape_of(var) if var in self.plain else spec.shape), spec.dtype
+
+
+def _agree_on_state(plans: dict[str, _Plan]) -> None:
+    """Give each state tensor one layout in both programs."""
+    if "residual" not in plans:
+        return
+    key, res = plans["keyframe"], plans["residual"]
+    for made, read, new in zip(key.state_out, res.state_in, res.state_out, strict=True):
+        if made in key.plain or read in res.plain or new in res.plain:
+            key.plain.add(made)
+            res.plain |= {read, new}
+
+
+def _padded(c: int) -> int:
+    return -(-c // LANES) * LANES
+
+
+class _Constants:
+    """The shared parameter tuple; equal arrays are stored once."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self._known: dict[str, int] = {}
+
+    def add(self, name: str, array: NDArray[Any]) -> int:
+        """Return the tuple index of ``array``."""
+        array = np.ascontiguousarray(array)
+        digest = hashlib.sha256(array.tobytes())
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        key = digest.hexdigest()
+        if key not in self._known:
+            self._known[key] = len(self.arrays)
+            self.arrays[name] = array
+        return self._known[key]
+
+
+class _Writer:
+    """Writes one lowered program."""
+
+    def __init__(
+        self, plan: _Plan, constants: _Constants, kernels: list[KernelRecord], target: Target
+    ) -> None:
+        self.plan, self.constants, self.kernels, self.target = plan, constants, kernels, target
+        self.emitted: dict[Any, tuple[Any, FusedKernel, list[int]]] = {}
+
+    def emit_kernels(self) -> None:
+        """Ask the schedules for a PrimFunc per composite call."""
+        plan = self.plan
+        for var, call in plan.composite_calls():
+            func = plan.composite(call)
+            reads = [plan.spec(a) for a in call.args]
+            exports = [plan.spec(v) for v in plan.results(var)]
+            kernel = read_kernel(call.op.name_hint, func, reads, exports, self.target.code)
+            decision = decide(kernel, self.target)
+            prim, packed = emit(kernel, decision, self.target)
+            indices = [self.constants.add(f"{kernel.name}.{n}", a) for n, a in packed]
+            self.emitted[var] = (prim, kernel, indices)
+            self.kernels.append(
+                KernelRecord(
+                    kernel.name,
+                    plan.program,
+                    _layer_of(func),
+                    type(kernel.anchor).__name__,
+                    decision,
+                )
+            )
+
+    def write(self, out: tvm.IRModule) -> None:
+        """Add the program and its PrimFuncs to ``out``."""
+        plan = self.plan
+        bb = relax.BlockBuilder()
+        frames = [relax.Var(v.name, v.ty) for v in plan.frames]
+        types = [relax.TensorType(*plan.physical_type(v)) for v in plan.state_in]
+        state = relax.Var("state", relax.TupleType(types))
+        params = relax.Var(
+            "params",
+            relax.TupleType(
+                [relax.TensorType(a.shape, str(a.dtype)) for a in self.constants.arrays.values()]
+            ),
+        )
+        handles = {v: bb.add_func(p, k.name) for v, (p, k, _) in self.emitted.items()}
+        arguments = [*frames, *([state] if plan.program == "residual" else []), params]
+        with bb.function(plan.program, arguments):
+            with bb.dataflow():
+                env: dict[Any, Any] = dict(zip(plan.frames, frames, strict=True))
+                for i, v in enumerate(plan.state_in):
+                    env[v] = bb.emit(relax.TupleGetItem(state, i), v.name)
+                for var, expr in plan.graph.bindings:
+                    if var in self.emitted:
+                        self._call(bb, env, var, expr, handles[var], params)
+                    elif op_name(expr):
+                        args = [_substitute(a, env) for a in expr.args]
+                        call = relax.Call(expr.op, args, expr.attrs, expr.ty_args)
+                        env[var] = bb.emit(call, var.name)
+                ys = relax.Tuple([env[v] for v in plan.outputs])
+                ss = relax.Tuple([env[v] for v in plan.state_out])
+                result = bb.emit_output(relax.Tuple([ys, ss]))
+            bb.emit_func_output(result)
+        for gv, func in bb.finalize().functions_items():
+            out[gv] = func
+
+    def _call(
+        self, bb: Any, env: dict[Any, Any], var: Any, call: Any, handle: Any, params: Any
+    ) -> None:
+        plan = self.plan
+        _, kernel, indices = self.emitted[var]
+        args = []
+        for source, spec in zip(call.args, kernel.inputs, strict=True):
+            value = env[source]
+            if shape_of(value) != spec.shape:
+                value = bb.emit(relax.op.reshape(value, spec.shape), f"{spec.name}_4d")
+            args.append(value)
+        args += [bb.emit(relax.TupleGetItem(params, i), f"p{i}") for i in indices]
+        types = [relax.TensorType(s.shape, s.dtype) for s in kernel.outputs]
+        result = bb.emit(relax.call_tir(handle, args, out_ty=types), f"{kernel.name}_out")
+        for i, v in enumerate(plan.results(var)):
+            value = result
+            if len(types) > 1:
+                value = bb.emit(relax.TupleGetItem(result, i), v.name)
+            shape, _ = plan.physical_type(v)
+            if shape_of(value) != shape:
+                value = bb.emit(relax.op.reshape(value, shape), f"{v.name}_nd")
+            env[v] = value
+
+
+def _layer_of(func: Any) -> str | None:
+    for var, expr in Graph.of(func).bindings:
+        if is_linear_layer(expr):
+            return str(var.name).removeprefix("d_").removesuffix("_acc")
+    return None
+
+
+def _substitute(arg: Any, env: dict[Any, Any]) -> Any:
+    if isinstance(arg, relax.Tuple):
+        return relax.Tuple([_substitute(f, env) for f in arg.fields])
+    return env[arg] if isinstance(arg, relax.Var) else arg

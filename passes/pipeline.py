@@ -1,0 +1,80 @@
+"""The compiler as a list of phases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from resq_tvm.passes.fuse import FuseKernels
+from resq_tvm.passes.lower import Lowered, lower
+from resq_tvm.passes.partition import Partition
+from resq_tvm.passes.schedule_opaque import ScheduleOpaque
+from resq_tvm.targets.preset import Target
+
+Observer = Callable[[str, Any], None]
+
+
+def dump_to(folder: Path) -> Observer:
+    """Return an observer that writes each phase's module as TVMScript, numbered in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+
+    def write(phase: str, mod: tvm.IRModule) -> None:
+        nonlocal count
+        (folder / f"{count:02d}_{phase}.py").write_text(mod.script())
+        count += 1
+
+    return write
+
+
+def run_phases(
+    mod: tvm.IRModule,
+    target: Target,
+    *,
+    state_dtype: str,
+    recurrent: bool,
+    observe: Observer | None = None,
+) -> Lowered:
+    """Partition → fuse → lower a calibrated module.
+
+    Parameters
+    ----------
+    mod : IRModule
+        Canonical ``main`` with `resq.layers` and `resq.scales`.
+    observe : callable, optional
+        Called with (phase, module) after every phase.
+    """
+    see = observe or (lambda _phase, _mod: None)
+    see("calibrated", mod)
+    mod = Partition(state_dtype, recurrent)(mod)
+    see("partitioned", mod)
+    mod = FuseKernels()(mod)
+    see("fused", mod)
+    lowered = lower(mod, target)
+    see("lowered", lowered.module)
+    return lowered
+
+
+def build_pipeline() -> tvm.transform.Pass:
+    """Return the Relax passes from lowered module to virtual-machine code."""
+    return tvm.transform.Sequential(
+        [
+            relax.transform.LegalizeOps(),
+            ScheduleOpaque(),
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )

@@ -1,0 +1,154 @@
+"""From a calibrated network to an artifact: phases, code generation, manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+from resq_tvm import bops
+from resq_tvm.artifact import Artifact, write_artifact
+from resq_tvm.errors import CompileError
+from resq_tvm.passes.lower import KernelRecord
+from resq_tvm.passes.pipeline import build_pipeline, dump_to, run_phases
+from resq_tvm.processing.config import ProcessingConfig
+from resq_tvm.quantize.qnet import QuantizedNetwork
+from resq_tvm.targets.preset import Target, get_target
+
+STATE_DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A built library with its constants and what the manifest says about it."""
+
+    executable: Any
+    params: dict[str, NDArray[Any]]
+    info: dict[str, Any]
+
+
+def compile(
+    qnet: QuantizedNetwork,
+    target: str | Target = "auto",
+    *,
+    output: str | Path | None = None,
+    state_dtype: str = "float16",
+    processing: ProcessingConfig | None = None,
+    dump: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Artifact:
+    """Compile a calibrated network for a target.
+
+    Parameters
+    ----------
+    qnet : QuantizedNetwork
+        What `resq_tvm.calibrate` returned.
+    target : str or Target
+        A preset's name, or ``"auto"`` for this machine's best.
+    output : path, optional
+        Where to write the artifact folder (``NAME.resq``); a temporary folder otherwise.
+    state_dtype : str
+        ``"float16"`` or ``"float32"``: how keyframe state is stored.
+    processing : ProcessingConfig, optional
+        Pre- and post-processing that goes into the manifest.
+    dump : path, optional
+        Folder for the TVMScript of every phase.
+    progress : callable, optional
+        Called with the name of each step as it begins.
+
+    Raises
+    ------
+    CompileError
+        If an option is wrong or the network cannot be compiled for the target.
+    TargetError
+        If the target is unknown.
+    """
+    compiled = build(qnet, target, state_dtype=state_dtype, dump=dump, progress=progress)
+    if progress:
+        progress("write artifact")
+    return write_artifact(compiled, output, processing=processing)
+
+
+def build(
+    qnet: QuantizedNetwork,
+    target: str | Target = "auto",
+    *,
+    state_dtype: str = "float16",
+    dump: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Compiled:
+    """Compile without writing an artifact; parameters as of `compile`."""
+    if state_dtype not in STATE_DTYPES:
+        raise CompileError(
+            f"state dtype {state_dtype!r} is unknown; use {' or '.join(STATE_DTYPES)}"
+        )
+    preset = get_target(target) if isinstance(target, str) else target
+    tell = progress or (lambda _step: None)
+    observe = dump_to(Path(dump)) if dump is not None else None
+    tell("partition, fuse, lower")
+    options = qnet.options
+    lowered = run_phases(
+        qnet.module,
+        preset,
+        state_dtype=state_dtype,
+        recurrent=options.get("residual", "pairwise") == "recurrent",
+        observe=observe,
+    )
+    tell("generate code")
+    machine = tvm.target.Target(preset.llvm)
+    with machine, tvm.transform.PassContext(opt_level=3):
+        executable = tvm.relax.build(
+            lowered.module, target=machine, relax_pipeline=build_pipeline()
+        )
+    report = bops.count(qnet.module, qnet.period)
+    state = [
+        {
+            "name": f"state_{i}",
+            "shape": list(shape),
+            "dtype": dtype,
+            "bytes": int(np.prod(shape)) * np.dtype(dtype).itemsize,
+        }
+        for i, (shape, dtype) in enumerate(lowered.state_types)
+    ]
+    info = {
+        "scheme": qnet.scheme,
+        "period": qnet.period,
+        "target": {"name": preset.name, "features": list(preset.features)},
+        "inputs": [vars(t) for t in qnet.network.inputs],
+        "outputs": [vars(t) for t in qnet.network.outputs],
+        "state": state,
+        "layers": _layers(report, qnet.layers, lowered.kernels),
+        "bops": report.totals(),
+        "options": {**options, "state_dtype": state_dtype},
+    }
+    return Compiled(executable, lowered.params, info)
+
+
+def _layers(
+    report: Any, precisions: dict[str, str], kernels: list[KernelRecord]
+) -> list[dict[str, Any]]:
+    """Return a manifest entry per linear layer: cost, bits, and the kernels that run it."""
+    ran: dict[str, dict[str, str]] = {}
+    for record in kernels:
+        if record.layer is not None:
+            ran.setdefault(record.layer, {})[record.program] = str(record.decision)
+    entries = []
+    for layer in report.layers:
+        text = precisions[layer.name]
+        key, _, residual = text.partition("->")
+        entries.append(
+            {
+                "name": layer.name,
+                "op": layer.op,
+                "macs": layer.macs,
+                "key_bits": key,
+                "residual_bits": residual or (key if key == "float" else None),
+                "kernels": ran.get(layer.name, {}),
+            }
+        )
+    return entries
