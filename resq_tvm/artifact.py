@@ -1,0 +1,223 @@
+"""The deployable artifact ``NAME.resq/``: library, parameters, manifest.
+
+Written into a temporary sibling folder and renamed, so that an artifact is whole or absent. Read
+in the order that protects the reader: the manifest is validated, then sizes, hashes, versions and
+CPU features, and only then is the library loaded (which runs code: load only artifacts whose
+source you trust; the hashes tell damage, not intent).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save_file
+
+from resq_tvm.errors import ArtifactError, CompileError, TargetError
+from resq_tvm.files import atomic_folder, sha256_file
+from resq_tvm.manifest import (
+    LIBRARY_NAME,
+    MANIFEST_NAME,
+    PARAMS_NAME,
+    FileEntry,
+    Manifest,
+    ParamEntry,
+    Versions,
+)
+from resq_tvm.processing.config import ProcessingConfig
+from resq_tvm.targets.preset import cpu_features
+
+if TYPE_CHECKING:
+    from resq_tvm.compiler import Compiled
+
+
+class Artifact:
+    """A loaded artifact: the manifest, the library, the parameters.
+
+    Several sessions may share one artifact, in several threads: the library and the parameters
+    are only read, and every session makes its own virtual machine on them (under 1 ms).
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, library: Any, params: Any) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.library = library
+        self.params = params
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Artifact:
+        """Check an artifact and load its library and parameters.
+
+        Raises
+        ------
+        ArtifactError
+            If the artifact is missing, truncated, altered, or built with another TVM.
+        TargetError
+            If this CPU lacks a feature that the library needs.
+        """
+        folder = Path(path)
+        manifest = verify(folder)
+        contents = (folder / PARAMS_NAME).read_bytes()
+        try:
+            arrays = load_tensors(contents)
+        except Exception as error:  # safetensors raises its own type and plain ones
+            raise ArtifactError(
+                f"artifact {str(folder)!r}: {PARAMS_NAME} is not readable ({error}); "
+                "compile it anew"
+            ) from None
+        ordered = [_declared(folder, entry, arrays) for entry in manifest.params]
+
+        import tvm
+        import tvm_ffi
+
+        try:
+            library = tvm.runtime.load_module(str((folder / LIBRARY_NAME).resolve()))
+        except Exception as error:  # the loader reports through RuntimeError and its kin
+            reason = str(error).strip().splitlines()[-1]
+            raise ArtifactError(
+                f"artifact {str(folder)!r}: {LIBRARY_NAME} cannot be loaded ({reason})"
+            ) from None
+        params = tvm_ffi.convert([tvm.runtime.tensor(array) for array in ordered])
+        return cls(folder, manifest, library, params)
+
+    def virtual_machine(self) -> Any:
+        """Return a new virtual machine on the shared library; one thread may use it at a time."""
+        import tvm
+        from tvm.runtime.vm import VirtualMachine
+
+        return VirtualMachine(self.library, tvm.cpu())
+
+
+def verify(folder: Path) -> Manifest:
+    """Check everything about an artifact that can be checked without loading its library.
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is missing, truncated, altered, or built with another TVM.
+    TargetError
+        If this CPU lacks a feature that the library needs.
+    """
+    manifest = Manifest.read(folder)
+    for name in (LIBRARY_NAME, PARAMS_NAME):
+        _verify_file(folder, name, manifest.files.get(name))
+    installed = Versions.installed()
+    for package in ("tvm", "tvm_ffi"):
+        built, here = getattr(manifest.versions, package), getattr(installed, package)
+        if built != here:
+            raise ArtifactError(
+                f"artifact {str(folder)!r} was built with {package} {built}, this environment has "
+                f"{here}; compile it anew or install {built}"
+            )
+    missing = sorted(set(manifest.target.features) - set(cpu_features()))
+    if missing:
+        raise TargetError(
+            f"artifact {str(folder)!r} is for target {manifest.target.name}; this CPU lacks "
+            f"{', '.join(missing)}; compile it with --target auto here"
+        )
+    return manifest
+
+
+def _verify_file(folder: Path, name: str, entry: FileEntry | None) -> None:
+    path = folder / name
+    if entry is None:
+        raise ArtifactError(f"artifact {str(folder)!r}: the manifest lists no {name}")
+    if not path.is_file():
+        raise ArtifactError(f"artifact {str(folder)!r}: {name} is missing; compile it anew")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise ArtifactError(
+            f"artifact {str(folder)!r}: {name} has {size} bytes, the manifest says {entry.bytes}; "
+            "it is truncated or altered, compile it anew"
+        )
+    if sha256_file(path) != entry.sha256:
+        raise ArtifactError(
+            f"artifact {str(folder)!r}: {name} does not match its SHA-256 in the manifest; "
+            "it was altered, compile it anew"
+        )
+
+
+def _declared(folder: Path, entry: ParamEntry, arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    array = arrays.get(entry.name)
+    if array is None or array.shape != entry.shape or str(array.dtype) != entry.dtype:
+        found = "absent" if array is None else f"{array.dtype}{list(array.shape)}"
+        raise ArtifactError(
+            f"artifact {str(folder)!r}: parameter {entry.name} is {found}, the manifest says "
+            f"{entry.dtype}{list(entry.shape)}; compile it anew"
+        )
+    return array
+
+
+def write_artifact(
+    compiled: Compiled,
+    output: str | os.PathLike[str] | None,
+    *,
+    processing: ProcessingConfig | None = None,
+) -> Artifact:
+    """Write a compiled network as an artifact folder and load it back.
+
+    Parameters
+    ----------
+    compiled : Compiled
+        Library, ordered parameters and the manifest's facts.
+    output : path-like or None
+        The folder to write, by habit ``NAME.resq``; None writes into a new temporary folder,
+        which stays until the caller removes it.
+    processing : ProcessingConfig, optional
+        Pre- and post-processing for those who run the artifact.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written or is something else than an artifact.
+    CompileError
+        If the system's C++ compiler, which links the library, is missing or fails.
+    """
+    if output is None:
+        output = Path(tempfile.mkdtemp(prefix="resq-")) / "network.resq"
+    with atomic_folder(output, MANIFEST_NAME) as folder:
+        library = folder / LIBRARY_NAME
+        try:
+            compiled.executable.export_library(str(library))
+        except (RuntimeError, ValueError, OSError) as error:
+            raise CompileError(
+                f"linking {LIBRARY_NAME} failed ({str(error).strip().splitlines()[0]}); "
+                "install a C++ compiler (g++)"
+            ) from None
+        tensors = {name: np.ascontiguousarray(a) for name, a in compiled.params.items()}
+        save_file(tensors, folder / PARAMS_NAME)
+        manifest = _manifest(compiled, processing, folder, (LIBRARY_NAME, PARAMS_NAME))
+        (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return Artifact.load(output)
+
+
+def _manifest(
+    compiled: Compiled,
+    processing: ProcessingConfig | None,
+    folder: Path,
+    files: Sequence[str],
+) -> Manifest:
+    # By way of plain JSON values: what was written is exactly what a reader will validate.
+    return Manifest.model_validate(
+        {
+            **compiled.info,
+            "versions": Versions.installed().model_dump(),
+            "params": [
+                ParamEntry(name=name, shape=array.shape, dtype=str(array.dtype)).model_dump()
+                for name, array in compiled.params.items()
+            ],
+            "processing": None if processing is None else processing.model_dump(),
+            "files": {
+                name: FileEntry(
+                    bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name)
+                ).model_dump()
+                for name in files
+            },
+        }
+    )

@@ -1,0 +1,180 @@
+"""The schema of an artifact's ``manifest.json``: what is inside, for whom, and its hashes."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from resq_tvm import __version__
+from resq_tvm.errors import ArtifactError
+from resq_tvm.processing.config import ProcessingConfig
+
+FORMAT_VERSION: Final = 1
+MANIFEST_NAME = "manifest.json"
+LIBRARY_NAME = "library.so"
+PARAMS_NAME = "params.safetensors"
+
+Dim = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Open(BaseModel):
+    """Entries that later versions may extend without breaking readers."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Versions(_Strict):
+    """The packages that built the artifact; the runtime must match the library's ABI."""
+
+    resq_tvm: str
+    tvm: str
+    tvm_ffi: str
+
+    @classmethod
+    def installed(cls) -> Versions:
+        """Return the versions of this environment."""
+        return cls(
+            resq_tvm=__version__,
+            tvm=_installed("apache-tvm"),
+            tvm_ffi=_installed("apache-tvm-ffi"),
+        )
+
+
+class TargetEntry(_Strict):
+    """The target's name and the CPU features without which the library must not be run."""
+
+    name: str
+    features: tuple[str, ...] = ()
+
+
+class TensorEntry(_Open):
+    """A network input or output as in the source model; float32.
+
+    ``layout`` is ``"NCHW"``, ``"NHWC"`` or ``""`` (the library itself takes and gives NHWC).
+    """
+
+    name: str
+    shape: tuple[Dim, ...]
+    layout: Literal["NCHW", "NHWC", ""] = ""
+
+
+class StateEntry(_Open):
+    """One state tensor that the keyframe program returns and the residual program takes."""
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: str
+    bytes: int
+
+
+class LayerEntry(_Open):
+    """One linear layer; ``key_bits`` and ``residual_bits`` are like ``W8A4``, or ``float``."""
+
+    name: str
+    op: str
+    macs: int
+    key_bits: str | None = None
+    residual_bits: str | None = None
+
+
+class ParamEntry(_Strict):
+    """One packed constant, in the order in which the library takes them."""
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: str
+
+
+class FileEntry(_Strict):
+    """Size and hash of a file of the artifact."""
+
+    bytes: int
+    sha256: Sha256
+
+
+class Manifest(_Strict):
+    """Everything that is known of an artifact without loading its library."""
+
+    format: Literal["resq-tvm artifact"] = "resq-tvm artifact"
+    format_version: Literal[1] = FORMAT_VERSION
+    versions: Versions
+    target: TargetEntry
+    scheme: str
+    period: Annotated[int, Field(ge=1)]
+    inputs: Annotated[tuple[TensorEntry, ...], Field(min_length=1)]
+    outputs: Annotated[tuple[TensorEntry, ...], Field(min_length=1)]
+    state: tuple[StateEntry, ...] = ()
+    params: tuple[ParamEntry, ...] = ()
+    layers: tuple[LayerEntry, ...] = ()
+    bops: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    processing: ProcessingConfig | None = None
+    files: dict[str, FileEntry]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of state that a stream holds between frames."""
+        return sum(entry.bytes for entry in self.state)
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether the library has a residual program (frame quantization has none)."""
+        return "->" in self.scheme
+
+    def to_json(self) -> str:
+        """Return the manifest as indented JSON text."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read and validate ``folder/manifest.json``.
+
+        Raises
+        ------
+        ArtifactError
+            If the folder or the file is missing, is not JSON, is of another format version, or
+            does not follow the schema.
+        """
+        path = folder / MANIFEST_NAME
+        if not folder.exists():
+            raise ArtifactError(f"artifact {str(folder)!r} does not exist; compile it first")
+        if not path.is_file():
+            raise ArtifactError(f"artifact {str(folder)!r} has no {MANIFEST_NAME}; compile it anew")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ArtifactError(
+                f"artifact {str(folder)!r}: {MANIFEST_NAME} is not readable JSON "
+                f"({type(error).__name__}); compile it anew"
+            ) from None
+        found = data.get("format_version") if isinstance(data, dict) else None
+        if found != FORMAT_VERSION:
+            raise ArtifactError(
+                f"artifact {str(folder)!r} has format version {found!r}, this program reads "
+                f"{FORMAT_VERSION}; compile it anew"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise ArtifactError(
+                f"artifact {str(folder)!r}: {MANIFEST_NAME} is invalid at {place!r}: "
+                f"{first['msg']}; compile it anew"
+            ) from None
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,1 @@
+"""From video frames to network inputs and from network outputs to pictures."""
