@@ -87,8 +87,8 @@ class _Settings:
             for point in quant_points(main, self.layers, program):
                 for value in point.values:
                     self.scales[program, value, point.bits] = scales[program][point.name]
-        self.has_residual = any(
-            t != "float" and Scheme.parse(t).residual is not None for t in self.layers.values()
+        self.has_residual = all(
+            t == "float" or Scheme.parse(t).residual is not None for t in self.layers.values()
         )
 
     def bits(self, layer: str, program: str) -> Bits | None:
@@ -305,7 +305,7 @@ class _Residual(_Program):
         if op_name(call) == "relax.nn.pad":
             at = call.attrs
             return self.emit(
-                relax.op.nn.pad(self.delta(call.args[0]), list(at.pad_width), 0.0), name
+                relax.op.nn.pad(self.delta(call.args[0]), list(at.pad_width)), name
             )
         return self.recall(call, [_map(a, self.delta) for a in call.args], name)
 
