@@ -45,6 +45,29 @@ class Preprocessor:
         self._factor = np.tile(factor, self.width).astype(np.float32)
         self._offset = np.tile(offset, self.width).astype(np.float32)
 
+    def crop(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the window of the frame that the network sees, at the frame's resolution.
+
+        Raises
+        ------
+        FrameError
+            If the frame is not uint8 ``(h, w, 3)`` or the configured crop leaves it.
+        """
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise FrameError(
+                f"frame of shape {frame.shape} and dtype {frame.dtype} is not a picture; "
+                "give uint8 (height, width, 3)"
+            )
+        if self.config.crop is None:
+            return frame
+        y, x, height, width = self.config.crop
+        if y + height > frame.shape[0] or x + width > frame.shape[1]:
+            raise FrameError(
+                f"crop y {y}, x {x}, {height}x{width} leaves the frame of "
+                f"{frame.shape[0]}x{frame.shape[1]}; make it smaller"
+            )
+        return frame[y : y + height, x : x + width]
+
     def fit(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the frame cropped and resized to the network's size, still uint8 RGB.
 
@@ -54,13 +77,7 @@ class Preprocessor:
             If the frame is not uint8 ``(h, w, 3)``, the crop leaves it, or it has another size
             and ``resize`` is ``"none"``.
         """
-        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-            raise FrameError(
-                f"frame of shape {frame.shape} and dtype {frame.dtype} is not a picture; "
-                "give uint8 (height, width, 3)"
-            )
-        if self.config.crop is not None:
-            frame = crop(frame, self.config.crop)
+        frame = self.crop(frame)
         if frame.shape[:2] == (self.height, self.width):
             return frame
         if self.config.resize == "none":
@@ -85,19 +102,3 @@ class Preprocessor:
         image = values.reshape(1, self.height, self.width, 3)
         return image.transpose(0, 3, 1, 2) if self.channels_first else image
 
-
-def crop(frame: NDArray[np.uint8], window: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """Return the window ``(y, x, height, width)`` of a frame as a view.
-
-    Raises
-    ------
-    FrameError
-        If the window leaves the frame.
-    """
-    y, x, height, width = window
-    if y + height > frame.shape[0] or x + width > frame.shape[1]:
-        raise FrameError(
-            f"crop y {y}, x {x}, {height}x{width} leaves the frame of "
-            f"{frame.shape[0]}x{frame.shape[1]}; make it smaller"
-        )
-    return frame[y : y + height, x : x + width]
