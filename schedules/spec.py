@@ -25,13 +25,24 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from resq_tvm.targets.preset import CodeFormat
 
-@dataclass(frozen=True)
-class CodeFormat:
-    """How a target stores quantized activations: stored value = code + zero_point."""
-
-    dtype: str  # "uint8" (VNNI, zero_point 128) or "int8" (zero_point 0)
-    zero_point: int
+__all__ = [
+    "Anchor",
+    "CodeFormat",
+    "Conv",
+    "FloatConv",
+    "FusedKernel",
+    "GlobalMean",
+    "Node",
+    "Phase",
+    "Pool",
+    "Resize",
+    "Store",
+    "TensorSpec",
+    "Walk",
+    "Window",
+]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""Writing TIR: a list of statements with nested loops, and vector loads and stores.
+
+The nodes are made directly rather than through TVMScript's parser: kernels are unrolled in Python
+to a thousand statements, and parsing those would take longer than compiling them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+
+Expr = Any  # a TIR expression, or a Python number where TIR takes one
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    """Return the spelling of ``lanes`` × ``dtype``; one lane is a scalar."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """Repeat a scalar expression over ``lanes``."""
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def constant(value: float, dtype: str, lanes: int) -> Expr:
+    """Return a vector of one repeated constant."""
+    return splat(tirx.const(value, dtype), lanes)
+
+
+def cast(value: Expr, dtype: str, lanes: int) -> Expr:
+    """Convert every lane to ``dtype``."""
+    return tirx.Cast(vector_type(dtype, lanes), value)
+
+
+def reinterpret(value: Expr, dtype: str, lanes: int) -> Expr:
+    """Read the same bits as ``lanes`` × ``dtype``."""
+    return tirx.op.reinterpret(vector_type(dtype, lanes), value)
+
+
+def first_lanes(value: Expr, lanes: int) -> Expr:
+    """Return the leading lanes of a 16-lane vector."""
+    if lanes == 16:
+        return value
+    return tirx.Shuffle([value], list(range(lanes)))
+
+
+def intrinsic(name: str, dtype: str, lanes: int, *args: Expr) -> Expr:
+    """Call an LLVM intrinsic without side effects."""
+    return tirx.op.call_llvm_pure_intrin(vector_type(dtype, lanes), name, *args)
+
+
+def load(buffer: Any, index: Sequence[Expr], lanes: int) -> Expr:
+    """Load ``lanes`` consecutive elements, the first of them at ``index``."""
+    return tirx.BufferLoad(buffer, _span(index, lanes))
+
+
+def _span(index: Sequence[Expr], lanes: int) -> list[Expr]:
+    last = index[-1] if lanes == 1 else tirx.Ramp(index[-1], 1, lanes)
+    return [*index[:-1], last]
+
+
+class Code:
+    """Statements under construction; ``with code.loop(n) as i`` nests what follows."""
+
+    def __init__(self) -> None:
+        self._scopes: list[list[Any]] = [[]]
+        self._count = 0
+
+    def _fresh(self, name: str) -> str:
+        self._count += 1
+        return f"{name}{self._count}"
+
+    def bind(self, value: Expr, name: str = "t") -> Any:
+        """Name a value, so that it is computed once."""
+        var = tirx.Var(self._fresh(name), value.ty)
+        self._scopes[-1].append(tirx.Bind(var, value))
+        return var
+
+    def store(self, buffer: Any, index: Sequence[Expr], value: Expr, lanes: int) -> None:
+        """Store ``lanes`` consecutive elements, the first of them at ``index``."""
+        self._scopes[-1].append(tirx.BufferStore(buffer, value, _span(index, lanes)))
+
+    def allocate(self, elements: int, dtype: str, name: str = "acc") -> Any:
+        """Allocate a small buffer on the stack.
+
+        Scope ``global`` and less than 1 KiB: TVM turns that into an ``alloca``, which LLVM keeps
+        in registers where all indices are constant. Scope ``local`` becomes a heap workspace.
+        """
+        buffer = tirx.decl_buffer((elements,), dtype, self._fresh(name), scope="global")
+        self._scopes[-1].append(tirx.AllocBuffer(buffer))
+        return buffer
+
+    @contextmanager
+    def loop(self, extent: int, name: str = "i", parallel: bool = False) -> Iterator[Expr]:
+        """Nest what follows in a loop; yields the loop variable (0 where the extent is 1)."""
+        if extent == 1:
+            yield 0
+            return
+        var = tirx.Var(self._fresh(name), "int32")
+        self._scopes.append([])
+        yield var
+        body = self._scopes.pop()
+        if body:
+            kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
+            self._scopes[-1].append(
+                tirx.For(var, tirx.const(0), tirx.const(extent), kind, tirx.stmt_seq(*body))
+            )
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        """Nest what follows under a condition."""
+        self._scopes.append([])
+        yield
+        body = self._scopes.pop()
+        if body:
+            self._scopes[-1].append(tirx.IfThenElse(condition, tirx.stmt_seq(*body), None))
+
+    def statement(self) -> Any:
+        """Return everything as one statement."""
+        (scope,) = self._scopes
+        return tirx.stmt_seq(*scope)

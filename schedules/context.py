@@ -1,0 +1,115 @@
+"""What the emission of one kernel carries along: buffers, packed constants, channel blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+
+from resq_tvm.schedules.code import Code
+from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.spec import FusedKernel, GlobalMean, Pool, Resize, TensorSpec
+from resq_tvm.targets.preset import Target
+
+LANES = 16
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b rounded up."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class ChannelBlock:
+    """``count`` runs of ``len(lanes)`` vectors, the first at vector ``start``.
+
+    ``lanes[i]`` is 16, or less for the last vector of a tensor without padding channels.
+    """
+
+    start: int
+    count: int
+    lanes: tuple[int, ...]
+
+
+class Context:
+    """One kernel under emission.
+
+    Parameters
+    ----------
+    kernel, decision, target
+        What is emitted, how, and for which machine.
+    """
+
+    def __init__(self, kernel: FusedKernel, decision: Decision, target: Target) -> None:
+        self.kernel = kernel
+        self.decision = decision
+        self.target = target
+        self.code = Code()
+        self.constants: list[tuple[str, NDArray[Any]]] = []
+        self._constant_buffers: list[Any] = []
+        specs = {s.name: s for s in (*kernel.inputs, *kernel.outputs)}
+        self._buffers = {
+            name: tirx.decl_buffer(spec.shape, spec.dtype, f"{name}_{i}", layout=None)
+            for i, (name, spec) in enumerate(specs.items())
+        }
+
+    def buffer(self, name: str) -> Any:
+        """Return the buffer of an input or output tensor."""
+        return self._buffers[name]
+
+    def constant(self, name: str, array: NDArray[Any]) -> Any:
+        """Add a packed constant and return its buffer."""
+        array = np.ascontiguousarray(array)
+        name = f"{name}{len(self.constants)}"
+        self.constants.append((name, array))
+        buffer = tirx.decl_buffer(array.shape, str(array.dtype), name, layout=None)
+        self._constant_buffers.append(buffer)
+        return buffer
+
+    def parameters(self) -> list[Any]:
+        """Return the buffers in the order of the PrimFunc's parameters."""
+        inputs = [self._buffers[s.name] for s in self.kernel.inputs]
+        outputs = [self._buffers[s.name] for s in self.kernel.outputs]
+        return [*inputs, *self._constant_buffers, *outputs]
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of 16 output channels."""
+        return ceil_div(self.kernel.c, LANES)
+
+    @property
+    def tail(self) -> int:
+        """Lanes of the last vector: fewer than 16 where a tensor has no padding channels."""
+        kernel = self.kernel
+        names = {node.name for node in kernel.nodes if node.op == "load"}
+        if isinstance(kernel.anchor, Pool | GlobalMean | Resize):
+            names.add(kernel.anchor.input)
+        tensors = (*(kernel.tensor(name) for name in names), *kernel.outputs)
+        full = self.vectors * LANES
+        narrow = any(t.c == kernel.c and t.c_phys < full for t in tensors)
+        return kernel.c - (self.vectors - 1) * LANES if narrow else LANES
+
+    def channel_blocks(self, tile_o: int) -> list[ChannelBlock]:
+        """Cut the output's vectors into runs of ``tile_o`` and a rest."""
+        vectors, tail = self.vectors, self.tail
+        regular = vectors if tail == LANES else vectors - 1
+        count = regular // tile_o
+        blocks = [ChannelBlock(0, count, (LANES,) * tile_o)] if count else []
+        rest = vectors - count * tile_o
+        if rest:
+            blocks.append(ChannelBlock(count * tile_o, 1, (LANES,) * (rest - 1) + (tail,)))
+        return blocks
+
+
+def pad_channels(array: NDArray[Any], vectors: int) -> NDArray[Any]:
+    """Pad the last axis with zero to whole vectors."""
+    missing = vectors * LANES - array.shape[-1]
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)])
+
+
+def at(spec: TensorSpec, y: Any, x: Any, c: Any) -> list[Any]:
+    """Return the physical index of a logical position."""
+    return [0, y + spec.halo[0], x + spec.halo[1], c]

@@ -1,0 +1,168 @@
+"""Integer convolutions: a register tile of pixels × output channels over one long reduction.
+
+Accumulators stay in registers over all taps and input channels; the epilogue reads them there.
+Several inputs are several segments of the reduction; a transposed convolution is several phases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resq_tvm.schedules.code import Expr, first_lanes, load
+from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
+from resq_tvm.schedules.dots import Dot, dot_for
+from resq_tvm.schedules.epilogue import Epilogue
+from resq_tvm.schedules.packing import Segment, pack_weight, segments_of
+from resq_tvm.schedules.spec import Conv, FusedKernel, Phase
+from resq_tvm.schedules.tiles import overlap
+
+
+def densify(kernel: FusedKernel, tile_o: int, group: int) -> FusedKernel:
+    """Return the kernel with a grouped convolution written as a dense one where it must be.
+
+    A group stays by itself where tiles of output channels lie within it and its input channels
+    are whole reduction steps; else zero weights fill the block-diagonal matrix.
+    """
+    anchor = kernel.anchor
+    assert isinstance(anchor, Conv)
+    if anchor.groups == 1:
+        return kernel
+    o, kh, kw, i = anchor.weight.shape
+    outputs = o // anchor.groups
+    if len(anchor.inputs) == 1 and outputs % (tile_o * LANES) == 0 and i % group == 0:
+        return kernel
+    dense = np.zeros((o, kh, kw, i * anchor.groups), np.int8)
+    for g in range(anchor.groups):
+        rows = slice(g * outputs, (g + 1) * outputs)
+        dense[rows, :, :, g * i : (g + 1) * i] = anchor.weight[rows]
+    return replace(kernel, anchor=replace(anchor, weight=dense, groups=1))
+
+
+def emit_conv(ctx: Context) -> None:
+    """Emit a dense or grouped integer convolution with its epilogue."""
+    dot = dot_for(ctx.target)
+    ctx.kernel = densify(ctx.kernel, ctx.decision.tile_o, dot.group)
+    anchor = ctx.kernel.anchor
+    assert isinstance(anchor, Conv)
+    epilogue = Epilogue(ctx)
+    for phase in anchor.phases:
+        segments = segments_of(ctx.kernel, phase, dot.group)
+        packed = pack_weight(anchor.weight, segments, dot.group, ctx.vectors)
+        for block in ctx.channel_blocks(ctx.decision.tile_o):
+            _PhaseBlock(ctx, dot, epilogue, phase, segments, block, packed).emit()
+
+
+class _PhaseBlock:
+    """One phase of a convolution on one run of output channels."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        dot: Dot,
+        epilogue: Epilogue,
+        phase: Phase,
+        segments: list[Segment],
+        block: ChannelBlock,
+        packed: NDArray[np.int8],
+    ) -> None:
+        anchor = ctx.kernel.anchor
+        assert isinstance(anchor, Conv)
+        self.ctx, self.code, self.dot, self.epilogue = ctx, ctx.code, dot, epilogue
+        self.anchor, self.phase, self.segments, self.block = anchor, phase, segments, block
+        self.rows = ceil_div(ctx.kernel.h - phase.oy, anchor.out_stride[0])
+        self.columns = ceil_div(ctx.kernel.w - phase.ox, anchor.out_stride[1])
+        width = len(block.lanes)
+        chosen = packed[block.start : block.start + block.count * width]
+        steps, group = chosen.shape[2:]
+        tiles = chosen.reshape(block.count, width, LANES, steps, group)
+        tiles = np.ascontiguousarray(tiles.transpose(0, 3, 1, 2, 4))
+        self.weight = ctx.constant("w", tiles.reshape(block.count, steps, width, LANES * group))
+        zero = ctx.kernel.code.zero_point
+        start = -zero * chosen.astype(np.int32).sum(axis=(2, 3))
+        self.start = ctx.constant("z", start.astype(np.int32).reshape(block.count, -1))
+
+    def emit(self) -> None:
+        """Emit the loops over channel blocks, rows and columns."""
+        tile_y = min(self.ctx.decision.tile_y, self.rows)
+        tile_x = min(self.ctx.decision.tile_x, self.columns)
+        if self.rows <= 0 or self.columns <= 0:
+            return
+        bands = ceil_div(self.rows, tile_y)
+        tiles = ceil_div(self.columns, tile_x)
+        with self.code.loop(self.block.count * bands, "p", self.ctx.decision.parallel) as p:
+            o, y = (0, p) if self.block.count == 1 else (p // bands, p % bands)
+            if bands == 1:
+                o, y = p, 0
+            y0 = overlap(y, tile_y, self.rows)
+            with self.code.loop(tiles, "x") as x:
+                self._tile(o, y0, overlap(x, tile_x, self.columns), tile_y, tile_x)
+
+    def _tile(self, o: Expr, y0: Expr, x0: Expr, tile_y: int, tile_x: int) -> None:
+        code, lanes = self.code, self.block.lanes
+        pixels = [(i, j) for i in range(tile_y) for j in range(tile_x)]
+        part = LANES // self.dot.pieces
+        acc: dict[tuple[int, int, int], Any] = {}
+        for v in range(len(lanes)):
+            for n in range(len(pixels)):
+                buffer = acc[n, v] = code.allocate(LANES, "int32")
+                for p in range(0, LANES, part):
+                    code.store(buffer, [p], load(self.start, [o, v * LANES + p], part), part)
+        for segment in self.segments:
+            self._reduce(segment, o, y0, x0, pixels, acc)
+        sy, sx = self.anchor.out_stride
+        for v, width in enumerate(lanes):
+            c = (o * len(lanes) + self.block.start + v) * LANES
+            self.epilogue.channels(c, width)
+            for n, (i, j) in enumerate(pixels):
+                value = first_lanes(load(acc[n, v], [0], LANES), width)
+                y = (y0 + i) * sy + self.phase.oy
+                x = (x0 + j) * sx + self.phase.ox
+                self.epilogue.pixel(value, y, x, c, width)
+
+    def _reduce(
+        self,
+        segment: Segment,
+        o: Expr,
+        y0: Expr,
+        x0: Expr,
+        pixels: list[tuple[int, int]],
+        acc: dict[tuple[int, int], Any],
+    ) -> None:
+        code, dot = self.code, self.dot
+        spec = self.ctx.kernel.tensor(segment.input)
+        buffer = self.ctx.buffer(segment.input)
+        sy, sx = self.anchor.in_stride
+        part = LANES // dot.pieces
+        with (
+            code.loop(segment.rows, "ky") as a,
+            code.loop(segment.columns, "kx") as b,
+            code.loop(segment.groups, "k") as g,
+        ):
+            step = (a * segment.columns + b) * segment.groups + g + segment.start
+            top = y0 * sy + (a * segment.step_y + segment.dy + spec.halo[0])
+            left = x0 * sx + (b * segment.step_x + segment.dx + spec.halo[1])
+            channel = g * dot.group + self._group_offset(o)
+            activations = [
+                dot.activation(code, buffer, [0, top + i * sy, left + j * sx, channel])
+                for i, j in pixels
+            ]
+            for v in range(len(self.block.lanes)):
+                for piece in range(dot.pieces):
+                    weight = dot.weight(code, self.weight, [o, step, v], piece)
+                    for n, activation in enumerate(activations):
+                        index = [piece * part]
+                        value = load(acc[n, v], index, part)
+                        value = dot.multiply(code, value, activation, weight)
+                        code.store(acc[n, v], index, value, part)
+
+    def _group_offset(self, o: Expr) -> Expr:
+        """First input channel of the group that channel block ``o`` lies in."""
+        if self.anchor.groups == 1:
+            return 0
+        outputs = self.anchor.weight.shape[0] // self.anchor.groups
+        blocks = outputs // (len(self.block.lanes) * LANES)
+        return o // blocks * self.anchor.weight.shape[3]

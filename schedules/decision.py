@@ -1,0 +1,62 @@
+"""The decision that a rule takes for one kernel: small, frozen, printable, and replayable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from resq_tvm.errors import CompileError
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How one kernel is tiled.
+
+    Attributes
+    ----------
+    rule : str
+        Name of the rule that decided, for reports.
+    method : str
+        What is emitted: ``"dot"`` (channels are reduced four or one at a time), ``"taps"``
+        (depthwise: taps are reduced), ``"lanes"`` (everything else).
+    tile_y, tile_x : int
+        Output pixels whose accumulators are in registers together.
+    tile_o : int
+        Vectors of 16 output channels in registers together.
+    parallel : bool
+        Whether the outermost loop runs on the thread pool.
+    """
+
+    rule: str
+    method: str
+    tile_y: int = 1
+    tile_x: int = 1
+    tile_o: int = 1
+    parallel: bool = True
+
+    def __str__(self) -> str:
+        tile = f"{self.tile_y}x{self.tile_x}x{self.tile_o}"
+        return f"{self.rule} {tile}{' parallel' if self.parallel else ''}"
+
+    def to_json(self) -> str:
+        """Return the decision as one line of JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Decision:
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        CompileError
+            If the text is not a decision.
+        """
+        try:
+            decision = cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise CompileError(
+                f"decision {text!r} cannot be read ({error}); write one with Decision.to_json"
+            ) from None
+        if min(decision.tile_y, decision.tile_x, decision.tile_o) < 1:
+            raise CompileError(f"decision {text!r} has an empty tile; tiles are 1 or more")
+        return decision

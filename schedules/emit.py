@@ -1,0 +1,84 @@
+"""From a fused kernel and a decision to a scheduled PrimFunc and its packed constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+
+from resq_tvm.schedules.context import Context
+from resq_tvm.schedules.conv import emit_conv
+from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.depthwise import emit_depthwise
+from resq_tvm.schedules.floatconv import emit_float_conv
+from resq_tvm.schedules.halo import emit_halo
+from resq_tvm.schedules.spatial import (
+    emit_mean,
+    emit_pool,
+    emit_resize,
+    emit_walk,
+    emit_window,
+)
+from resq_tvm.schedules.spec import (
+    Conv,
+    FloatConv,
+    FusedKernel,
+    GlobalMean,
+    Pool,
+    Resize,
+    Walk,
+    Window,
+)
+from resq_tvm.targets.preset import Target
+
+_EMITTERS: dict[type, Callable[[Context], None]] = {
+    FloatConv: emit_float_conv,
+    Pool: emit_pool,
+    GlobalMean: emit_mean,
+    Resize: emit_resize,
+    Window: emit_window,
+    Walk: emit_walk,
+}
+
+
+def emit(
+    kernel: FusedKernel, decision: Decision, target: Target
+) -> tuple[Any, list[tuple[str, NDArray[Any]]]]:
+    """Write a kernel in TIR.
+
+    Parameters
+    ----------
+    kernel : FusedKernel
+        What is computed.
+    decision : Decision
+        How it is tiled; from `resq_tvm.schedules.rules.decide`.
+    target : Target
+        The machine.
+
+    Returns
+    -------
+    func : tvm.tirx.PrimFunc
+        Parameters are ``kernel.inputs``, the packed constants, ``kernel.outputs``, each with its
+        physical shape; attributes mark it as scheduled and free of aliases.
+    constants : list of (str, ndarray)
+        Packed weights, accumulator starts, epilogue vectors and tables, in parameter order.
+    """
+    ctx = Context(kernel, decision, target)
+    if isinstance(kernel.anchor, Conv):
+        (emit_depthwise if decision.method == "taps" else emit_conv)(ctx)
+    else:
+        _EMITTERS[type(kernel.anchor)](ctx)
+    for spec in kernel.outputs:
+        emit_halo(ctx, spec)
+    func = tirx.PrimFunc(ctx.parameters(), ctx.code.statement()).with_attr(
+        {
+            "global_symbol": kernel.name,
+            "s_tir": True,
+            "tirx.is_scheduled": True,
+            "tirx.noalias": True,
+        }
+    )
+    return func, [(name, np.asarray(array)) for name, array in ctx.constants]

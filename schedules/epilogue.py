@@ -1,0 +1,184 @@
+"""The epilogue of a kernel: elementwise nodes on vectors of up to 16 channels, in registers.
+
+Numbers follow NumPy's float32: every operation rounds by itself. LLVM contracts ``a·b + c`` to one
+fused operation where the CPU has it, so every product is fenced.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import tirx
+
+from resq_tvm.schedules import vecmath
+from resq_tvm.schedules.code import (
+    Expr,
+    cast,
+    constant,
+    load,
+    reinterpret,
+    splat,
+    vector_type,
+)
+from resq_tvm.schedules.context import Context, at, pad_channels
+from resq_tvm.schedules.spec import Node
+
+_MAGIC_BITS = int(np.float32(vecmath.MAGIC).view(np.int32))
+
+
+class Epilogue:
+    """Emits a kernel's nodes and stores at one position after another.
+
+    Values that depend on the channels alone are bound once per call of `channels`.
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+        self.code = ctx.code
+        self.nodes = ctx.kernel.nodes
+        self.live = self._live()
+        self.native_half = ctx.target.isa != "generic"
+        self.vectors = {
+            name: ctx.constant(name, pad_channels(np.asarray(array, np.float32), ctx.vectors))
+            for name, array in ctx.kernel.vectors.items()
+            if any(self.nodes[i].op == "vector" and self.nodes[i].name == name for i in self.live)
+        }
+        self._shared: dict[int, Expr] = {}
+
+    def _live(self) -> list[int]:
+        live: set[int] = set()
+        pending = [s.node for s in self.ctx.kernel.stores]
+        while pending:
+            i = pending.pop()
+            if i not in live:
+                live.add(i)
+                pending.extend(self.nodes[i].args)
+        return sorted(live)
+
+    @property
+    def reads_anchor(self) -> bool:
+        """Whether any stored value depends on the anchor."""
+        return any(self.nodes[i].op == "anchor" for i in self.live)
+
+    def channels(self, c: Expr, lanes: int) -> None:
+        """Bind what is the same at every pixel for channels ``c`` to ``c + lanes``."""
+        self._shared = {
+            i: self.code.bind(load(self.vectors[self.nodes[i].name], [c], lanes), "v")
+            for i in self.live
+            if self.nodes[i].op == "vector"
+        }
+
+    def pixel(self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
+        """Evaluate the nodes at one pixel and store; `channels` must have been called."""
+        values: dict[int, Expr] = {}
+        for i in self.live:
+            node = self.nodes[i]
+            if i in self._shared:
+                values[i] = self._shared[i]
+            elif node.op == "anchor":
+                values[i] = anchor
+            elif node.op == "scalar":
+                values[i] = constant(node.value, "float32", lanes)
+            elif node.op == "load":
+                values[i] = self.code.bind(self._load(node.name, y, x, c, lanes), "l")
+            else:
+                args = [values[a] for a in node.args]
+                values[i] = self.code.bind(self._operation(node, args, lanes), "n")
+        for store in self.ctx.kernel.stores:
+            self._store(store.node, store.name, values, (y, x, c), lanes)
+
+    def _load(self, name: str, y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
+        spec = self.ctx.kernel.tensor(name)
+        buffer = self.ctx.buffer(name)
+        if spec.h == 1 and spec.w == 1:
+            y = x = 0
+        single = spec.c == 1 and self.ctx.kernel.c > 1
+        width = 1 if single else lanes
+        value = load(buffer, at(spec, y, x, 0 if single else c), width)
+        if spec.dtype == "float16":
+            bits = reinterpret(value, "uint16", width)
+            value = vecmath.from_half(self.code, bits, width, self.native_half)
+        elif spec.dtype != "float32":
+            value = cast(value, "int32", width)
+            if self.ctx.kernel.code.zero_point:
+                value = value - constant(self.ctx.kernel.code.zero_point, "int32", width)
+            value = cast(value, "float32", width)
+        return splat(value, lanes) if single else value
+
+    def _operation(self, node: Node, args: list[Expr], lanes: int) -> Expr:
+        code = self.code
+        a = args[0]
+        b = args[1] if len(args) > 1 else None
+        zero = constant(0.0, "float32", lanes)
+        match node.op:
+            case "dequantize":
+                return vecmath.fence(cast(a, "float32", lanes) * b, lanes)
+            case "add":
+                return tirx.Add(a, b)
+            case "sub":
+                return tirx.Sub(a, b)
+            case "mul":
+                return vecmath.fence(tirx.Mul(a, b), lanes)
+            case "div":
+                return tirx.Div(a, b)
+            case "max":
+                return tirx.Max(a, b)
+            case "min":
+                return tirx.Min(a, b)
+            case "neg":
+                return reinterpret(
+                    reinterpret(a, "int32", lanes) ^ constant(-(2**31), "int32", lanes),
+                    "float32",
+                    lanes,
+                )
+            case "abs":
+                return reinterpret(
+                    reinterpret(a, "int32", lanes) & constant(2**31 - 1, "int32", lanes),
+                    "float32",
+                    lanes,
+                )
+            case "sqrt":
+                return tirx.op.call_llvm_pure_intrin(vector_type("float32", lanes), "llvm.sqrt", a)
+            case "exp":
+                return vecmath.exp(code, a, lanes)
+            case "sigmoid":
+                return vecmath.sigmoid(code, a, lanes)
+            case "tanh":
+                return vecmath.tanh(code, a, lanes)
+            case "erf":
+                return vecmath.erf(code, a, lanes)
+            case "prelu":
+                return tirx.Select(a > zero, a, vecmath.fence(tirx.Mul(a, b), lanes))
+            case "round16":
+                bits = vecmath.to_half(code, a, lanes, self.native_half)
+                return vecmath.from_half(code, bits, lanes, self.native_half)
+            case "quantize":
+                return self._quantize(node, a, lanes)
+        raise ValueError(f"epilogue node {node.op!r} is not one of those that spec.Node lists")
+
+    def _quantize(self, node: Node, value: Expr, lanes: int) -> Expr:
+        """Return the code as int32.
+
+        Clamping first is the same, since the limits are integers; then the addition of 1.5 · 2^23
+        rounds half to even and leaves the stored value in the low mantissa bits.
+        """
+        scaled = vecmath.fence(value * constant(node.value, "float32", lanes), lanes)
+        clamped = vecmath.clamp(scaled, -node.limit, node.limit, lanes)
+        bits = reinterpret(clamped + constant(vecmath.MAGIC, "float32", lanes), "int32", lanes)
+        return bits - constant(_MAGIC_BITS, "int32", lanes)
+
+    def _store(
+        self, node: int, name: str, values: dict[int, Expr], position: tuple[Expr, ...], lanes: int
+    ) -> None:
+        spec = self.ctx.kernel.tensor(name)
+        value = values[node]
+        if spec.dtype == "float16":
+            bits = vecmath.to_half(self.code, value, lanes, self.native_half)
+            value = reinterpret(bits, "float16", lanes)
+        elif spec.dtype != "float32":
+            zero_point = self.ctx.kernel.code.zero_point
+            if zero_point:
+                value = value + constant(zero_point, "int32", lanes)
+            value = cast(value, spec.dtype, lanes)
+        elif self.nodes[node].op in ("quantize", "anchor"):
+            value = cast(value, "float32", lanes)
+        self.code.store(self.ctx.buffer(name), at(spec, *position), value, lanes)

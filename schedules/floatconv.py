@@ -1,0 +1,94 @@
+"""Float32 convolutions: layers that stay in float. Borders are tested, not padded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from resq_tvm.schedules.code import Expr, constant, first_lanes, load, splat
+from resq_tvm.schedules.context import LANES, Context, ceil_div
+from resq_tvm.schedules.epilogue import Epilogue
+from resq_tvm.schedules.guards import within
+from resq_tvm.schedules.packing import Segment, pack_weight, segments_of
+from resq_tvm.schedules.spec import FloatConv, Phase
+
+
+def emit_float_conv(ctx: Context) -> None:
+    """Emit a float32 convolution with its epilogue; products and sums may be fused."""
+    anchor = ctx.kernel.anchor
+    assert isinstance(anchor, FloatConv)
+    epilogue = Epilogue(ctx)
+    for phase in anchor.phases:
+        _emit_phase(ctx, anchor, epilogue, phase)
+
+
+def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phase) -> None:
+    kernel, code = ctx.kernel, ctx.code
+    rows = ceil_div(kernel.h - phase.oy, anchor.out_stride[0])
+    columns = ceil_div(kernel.w - phase.ox, anchor.out_stride[1])
+    segments = segments_of(kernel, phase, 1)
+    packed = pack_weight(_per_channel(anchor), segments, 1, ctx.vectors)[..., 0]
+    weight = ctx.constant("w", packed.transpose(0, 2, 1))
+    sy, sx = anchor.out_stride
+    with (
+        code.loop(rows, "y", ctx.decision.parallel) as i,
+        code.loop(columns, "x") as j,
+    ):
+        for block in ctx.channel_blocks(1):
+            with code.loop(block.count, "c") as o:
+                vector = o + block.start
+                (lanes,) = block.lanes
+                acc = code.allocate(LANES, "float32")
+                code.store(acc, [0], constant(0.0, "float32", LANES), LANES)
+                for segment in segments:
+                    _reduce(ctx, anchor, segment, weight, acc, vector, i, j)
+                c = vector * LANES
+                epilogue.channels(c, lanes)
+                value = first_lanes(load(acc, [0], LANES), lanes)
+                epilogue.pixel(value, i * sy + phase.oy, j * sx + phase.ox, c, lanes)
+
+
+def _per_channel(anchor: FloatConv) -> Any:
+    """Return the weight of a dense convolution: groups become blocks of a diagonal matrix.
+
+    A depthwise convolution keeps its ``(C, kh, kw, 1)``.
+    """
+    o, kh, kw, i = anchor.weight.shape
+    if anchor.groups == 1 or _is_depthwise(anchor):
+        return anchor.weight
+    dense = np.zeros((o, kh, kw, i * anchor.groups), np.float32)
+    outputs = o // anchor.groups
+    for g in range(anchor.groups):
+        rows = slice(g * outputs, (g + 1) * outputs)
+        dense[rows, :, :, g * i : (g + 1) * i] = anchor.weight[rows]
+    return dense
+
+
+def _is_depthwise(anchor: FloatConv) -> bool:
+    return anchor.groups > 1 and anchor.groups == anchor.weight.shape[0]
+
+
+def _reduce(
+    ctx: Context,
+    anchor: FloatConv,
+    segment: Segment,
+    weight: Any,
+    acc: Any,
+    vector: Expr,
+    i: Expr,
+    j: Expr,
+) -> None:
+    code = ctx.code
+    spec, buffer = ctx.kernel.tensor(segment.input), ctx.buffer(segment.input)
+    with code.loop(segment.rows, "ky") as a, code.loop(segment.columns, "kx") as b:
+        y = i * anchor.in_stride[0] + (a * segment.step_y + segment.dy)
+        x = j * anchor.in_stride[1] + (b * segment.step_x + segment.dx)
+        with code.when(within((y, spec.h), (x, spec.w))), code.loop(segment.groups, "k") as k:
+            step = (a * segment.columns + b) * segment.groups + k + segment.start
+            if _is_depthwise(anchor):
+                value = load(buffer, [0, y, x, vector * LANES], LANES)
+            else:
+                value = splat(load(buffer, [0, y, x, k], 1), LANES)
+            product = value * load(weight, [vector, step, 0], LANES)
+            code.store(acc, [0], load(acc, [0], LANES) + product, LANES)

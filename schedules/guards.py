@@ -1,0 +1,16 @@
+"""Conditions on indices."""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from resq_tvm.schedules.code import Expr
+
+
+def within(*bounds: tuple[Expr, int]) -> Expr:
+    """Return the condition that every index is in ``[0, extent)`` of its pair."""
+    condition = tirx.const(True, "bool")
+    for index, extent in bounds:
+        value = tirx.const(index, "int32") if isinstance(index, int) else index
+        condition = tirx.And(condition, tirx.And(value >= 0, value < extent))
+    return condition

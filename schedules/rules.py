@@ -1,0 +1,85 @@
+"""Which tiling a kernel gets: an explicit, ordered list of rules.
+
+A rule returns a `Decision`, or None for "not mine". The first decision counts; the last rule of
+the list takes everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.spec import Conv, FusedKernel
+from resq_tvm.targets.preset import Target
+
+Rule = Callable[[FusedKernel, Target], Decision | None]
+
+
+def _phase_plane(kernel: FusedKernel, anchor: Conv) -> tuple[int, int]:
+    """Rows and columns of the largest phase."""
+    return -(-kernel.h // anchor.out_stride[0]), -(-kernel.w // anchor.out_stride[1])
+
+
+def depthwise(kernel: FusedKernel, target: Target) -> Decision | None:
+    """Depthwise convolutions: several pixels of one vector of channels."""
+    anchor = kernel.anchor
+    if not isinstance(anchor, Conv) or not anchor.depthwise:
+        return None
+    return Decision("depthwise", "taps", tile_x=4)
+
+
+def dot(kernel: FusedKernel, target: Target) -> Decision | None:
+    """Dense convolutions: the register tile with the least estimated time."""
+    anchor = kernel.anchor
+    if not isinstance(anchor, Conv):
+        return None
+    rows, columns = _phase_plane(kernel, anchor)
+    vectors = -(-kernel.c // 16)
+    registers = target.registers * target.register_lanes // 16
+    budget = registers - max(2, 32 // target.register_lanes)
+    best = None
+    for tile_o in range(1, min(4, vectors) + 1):
+        for tile_y in (1, 2, 4):
+            if tile_y > rows:
+                continue
+            for tile_x in range(1, min(columns, 28) + 1):
+                pixels = tile_y * tile_x
+                if pixels * tile_o > max(1, budget - tile_o):
+                    continue
+                cost = _estimate(rows, columns, vectors, tile_y, tile_x, tile_o)
+                if best is None or cost < best[0]:
+                    best = (cost, tile_y, tile_x, tile_o)
+    assert best is not None
+    return Decision("dot", "dot", *best[1:])
+
+
+def _estimate(
+    rows: int, columns: int, vectors: int, tile_y: int, tile_x: int, tile_o: int
+) -> float:
+    """Cycles per reduction step over the plane: a dot per cycle, latency 4, two loads per cycle."""
+    pixels = tile_y * tile_x
+    tiles = -(-rows // tile_y) * -(-columns // tile_x)
+
+    def step(width: int) -> float:
+        # Weights come from the second cache level at half the speed of the first.
+        return max(pixels * width, 4.5, (pixels + 2 * width) / 2) + 0.5
+
+    full, rest = divmod(vectors, tile_o)
+    return tiles * (full * step(tile_o) + (step(rest) if rest else 0.0))
+
+
+def lanes(kernel: FusedKernel, target: Target) -> Decision | None:
+    """Everything else: vectors of channels, pixel by pixel."""
+    return Decision("lanes", "lanes")
+
+
+RULES: tuple[Rule, ...] = (depthwise, dot, lanes)
+
+
+def decide(kernel: FusedKernel, target: Target) -> Decision:
+    """Return the decision of the first rule that takes the kernel."""
+    for rule in RULES:
+        decision = rule(kernel, target)
+        if decision is not None:
+            return decision
+    raise AssertionError("the last rule takes every kernel")

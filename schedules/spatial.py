@@ -1,0 +1,180 @@
+"""Kernels that move or combine float pixels: pooling, mean, resize, window, and the plain walk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from tvm import tirx
+
+from resq_tvm.schedules.code import Expr, cast, constant, load, splat
+from resq_tvm.schedules.context import LANES, Context, at
+from resq_tvm.schedules.epilogue import Epilogue
+from resq_tvm.schedules.guards import within
+from resq_tvm.schedules.resample import axis_table
+from resq_tvm.schedules.spec import GlobalMean, Pool, Resize, Window
+from resq_tvm.schedules.vecmath import fence
+
+Value = Callable[[Expr, Expr, Expr, int], Expr | None]
+
+
+def over_output(ctx: Context, value: Value) -> None:
+    """Walk over rows, columns and channels; ``value(y, x, c, lanes)`` gives the anchor there."""
+    kernel, code = ctx.kernel, ctx.code
+    epilogue = Epilogue(ctx)
+    with (
+        code.loop(kernel.h, "y", ctx.decision.parallel) as y,
+        code.loop(kernel.w, "x") as x,
+    ):
+        for block in ctx.channel_blocks(1):
+            with code.loop(block.count, "c") as i:
+                c = (i + block.start) * LANES
+                (lanes,) = block.lanes
+                epilogue.channels(c, lanes)
+                epilogue.pixel(value(y, x, c, lanes), y, x, c, lanes)
+
+
+def emit_walk(ctx: Context) -> None:
+    """Emit a kernel whose epilogue's loads are all there is."""
+    over_output(ctx, lambda y, x, c, lanes: None)
+
+
+def emit_window(ctx: Context) -> None:
+    """Emit a slice, zero padding, or both."""
+    anchor, kernel, code = ctx.kernel.anchor, ctx.kernel, ctx.code
+    assert isinstance(anchor, Window)
+    spec, buffer = kernel.tensor(anchor.input), ctx.buffer(anchor.input)
+    (oy, ox, oc), (sy, sx) = anchor.offset, anchor.stride
+
+    def value(y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
+        result = code.allocate(LANES, "float32", "win")
+        code.store(result, [0], constant(anchor.fill, "float32", lanes), lanes)
+        iy, ix = y * sy + oy, x * sx + ox
+        first, last = oc, oc + kernel.c
+        with code.when(within((iy, spec.h), (ix, spec.w))):
+            if first >= 0 and last <= spec.c and _whole(lanes, oc, spec.c_phys, kernel.c):
+                code.store(result, [0], load(buffer, [0, iy, ix, c + oc], lanes), lanes)
+            else:
+                for lane in range(lanes):
+                    channel = c + (oc + lane)
+                    with code.when(within((channel, spec.c))):
+                        code.store(result, [lane], load(buffer, [0, iy, ix, channel], 1), 1)
+        return load(result, [0], lanes)
+
+    over_output(ctx, value)
+
+
+def _whole(lanes: int, offset: int, available: int, channels: int) -> bool:
+    """Whether every vector of the output lies within the input's physical channels."""
+    end = -(-channels // LANES) * LANES if lanes == LANES else channels
+    return offset + end <= available
+
+
+def emit_pool(ctx: Context) -> None:
+    """Emit max or average pooling; windows are cut at the borders."""
+    anchor, kernel, code = ctx.kernel.anchor, ctx.kernel, ctx.code
+    assert isinstance(anchor, Pool)
+    spec, buffer = kernel.tensor(anchor.input), ctx.buffer(anchor.input)
+    (ky, kx), (sy, sx), (dy, dx) = anchor.window, anchor.stride, anchor.dilation
+    top, left, _, _ = anchor.padding
+    largest = anchor.kind == "max"
+
+    def value(y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
+        acc = code.allocate(LANES, "float32", "pool")
+        start = float(np.finfo(np.float32).min) if largest else 0.0
+        code.store(acc, [0], constant(start, "float32", lanes), lanes)
+        with code.loop(ky, "ky") as a, code.loop(kx, "kx") as b:
+            iy, ix = y * sy + a * dy - top, x * sx + b * dx - left
+            with code.when(within((iy, spec.h), (ix, spec.w))):
+                old, new = load(acc, [0], lanes), load(buffer, [0, iy, ix, c], lanes)
+                code.store(acc, [0], tirx.Max(old, new) if largest else old + new, lanes)
+        result = load(acc, [0], lanes)
+        if largest:
+            return result
+        rows = _taps_inside(y, ky, sy, dy, anchor.padding[0], anchor.padding[2], spec.h, anchor)
+        columns = _taps_inside(x, kx, sx, dx, anchor.padding[1], anchor.padding[3], spec.w, anchor)
+        count = splat(cast(code.bind(rows * columns), "float32", 1), lanes)
+        return tirx.Div(result, count)
+
+    over_output(ctx, value)
+
+
+def _taps_inside(
+    position: Expr, taps: int, stride: int, step: int, before: int, after: int, extent: int,
+    anchor: Pool,
+) -> Expr:  # fmt: skip
+    """Count the taps of one axis that the average divides by."""
+    low, high = (-before, extent + after) if anchor.count_include_pad else (0, extent)
+    total = tirx.const(0, "int32")
+    if step == 1:
+        start = position * stride - before
+        start = tirx.const(start, "int32") if isinstance(start, int) else start
+        begin = tirx.Max(start, tirx.const(low, "int32"))
+        return tirx.Min(start + taps, tirx.const(high, "int32")) - begin
+    for t in range(taps):
+        index = position * stride + (t * step - before)
+        total = total + cast(within((index - low, high - low)), "int32", 1)
+    return total
+
+
+def emit_mean(ctx: Context) -> None:
+    """Emit the mean over a plane, summed row by row."""
+    anchor, kernel, code = ctx.kernel.anchor, ctx.kernel, ctx.code
+    assert isinstance(anchor, GlobalMean)
+    spec, buffer = kernel.tensor(anchor.input), ctx.buffer(anchor.input)
+
+    def value(y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
+        total = code.allocate(LANES, "float32", "sum")
+        row = code.allocate(LANES, "float32", "row")
+        zero = constant(0.0, "float32", lanes)
+        code.store(total, [0], zero, lanes)
+        with code.loop(spec.h, "iy") as iy:
+            code.store(row, [0], zero, lanes)
+            with code.loop(spec.w, "ix") as ix:
+                new = load(row, [0], lanes) + load(buffer, [0, iy, ix, c], lanes)
+                code.store(row, [0], new, lanes)
+            code.store(total, [0], load(total, [0], lanes) + load(row, [0], lanes), lanes)
+        return tirx.Div(load(total, [0], lanes), constant(float(spec.h * spec.w), "float32", lanes))
+
+    over_output(ctx, value)
+
+
+def emit_resize(ctx: Context) -> None:
+    """Emit a resize: positions and weights of both axes are tables."""
+    anchor, kernel, code = ctx.kernel.anchor, ctx.kernel, ctx.code
+    assert isinstance(anchor, Resize)
+    spec, buffer = kernel.tensor(anchor.input), ctx.buffer(anchor.input)
+    rows, columns = axis_table(anchor, spec.h, kernel.h), axis_table(anchor, spec.w, kernel.w)
+    ylow, xlow = ctx.constant("ylow", rows.low), ctx.constant("xlow", columns.low)
+    if anchor.method == "nearest_neighbor":
+
+        def nearest(y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
+            iy, ix = code.bind(load(ylow, [y], 1)), code.bind(load(xlow, [x], 1))
+            return load(buffer, at(spec, iy, ix, c), lanes)
+
+        over_output(ctx, nearest)
+        return
+    yhigh, xhigh = ctx.constant("yhigh", rows.high), ctx.constant("xhigh", columns.high)
+    yweight, xweight = ctx.constant("yw", rows.weight), ctx.constant("xw", columns.weight)
+    one = np.float32(1)
+    yrest, xrest = ctx.constant("yr", one - rows.weight), ctx.constant("xr", one - columns.weight)
+
+    def linear(y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
+        y0, y1 = code.bind(load(ylow, [y], 1)), code.bind(load(yhigh, [y], 1))
+        x0, x1 = code.bind(load(xlow, [x], 1)), code.bind(load(xhigh, [x], 1))
+        wy, ry, wx, rx = (
+            code.bind(splat(load(table, [i], 1), lanes))
+            for table, i in ((yweight, y), (yrest, y), (xweight, x), (xrest, x))
+        )
+
+        def mix(a: Expr, ra: Expr, b: Expr, wb: Expr) -> Expr:
+            return code.bind(fence(a * ra, lanes) + fence(b * wb, lanes))
+
+        def across(row: Expr) -> Expr:
+            a = load(buffer, at(spec, row, x0, c), lanes)
+            b = load(buffer, at(spec, row, x1, c), lanes)
+            return mix(a, rx, b, wx)
+
+        return mix(across(y0), ry, across(y1), wy)
+
+    over_output(ctx, linear)

@@ -1,0 +1,150 @@
+"""Target presets: everything that the compiler and the schedules need to know of a machine.
+
+A preset names a feature *level*, not the host's exact CPU: an artifact that was built on one
+machine of a level runs on every other one. `get_target("auto")` picks the best level of this CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from resq_tvm.errors import TargetError
+
+
+@dataclass(frozen=True)
+class CodeFormat:
+    """How a target stores quantized activations: stored value = code + zero_point."""
+
+    dtype: str  # "uint8" (VNNI, zero_point 128) or "int8" (zero_point 0)
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A machine that kernels are written for.
+
+    Attributes
+    ----------
+    name : str
+        The preset's name.
+    isa : str
+        ``"avx512-vnni"``, ``"avx2"`` or ``"generic"``: which kernel rules apply.
+    mcpu : str
+        LLVM's name of the feature level.
+    mattr : tuple of str
+        LLVM features that are added to or (with ``-``) taken from the level.
+    requires : tuple of str
+        Features, as ``/proc/cpuinfo`` spells them, without which the code does not run.
+    registers : int
+        Vector registers.
+    register_lanes : int
+        32-bit lanes of one vector register.
+    code : CodeFormat
+        How quantized activations are stored.
+    """
+
+    name: str
+    isa: str
+    mcpu: str
+    mattr: tuple[str, ...]
+    requires: tuple[str, ...]
+    registers: int
+    register_lanes: int
+    code: CodeFormat
+
+    @property
+    def llvm(self) -> dict[str, Any]:
+        """The dictionary that ``tvm.target.Target`` takes."""
+        target: dict[str, Any] = {"kind": "llvm", "mcpu": self.mcpu}
+        if self.mattr:
+            target["mattr"] = list(self.mattr)
+        return target
+
+
+# prefer-256-bit is Intel's default below Sapphire Rapids; the 512-bit dot products are written out
+# in the kernels, and 512-bit epilogues are faster on every VNNI machine than splitting them.
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Target(
+            name="x86-avx512-vnni",
+            isa="avx512-vnni",
+            mcpu="icelake-server",
+            mattr=("-prefer-256-bit",),
+            requires=(
+                "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512vbmi",
+                "avx512_vbmi2", "avx512_bitalg", "avx512_vpopcntdq", "avx512ifma", "gfni",
+                "vaes", "vpclmulqdq", "fma", "f16c", "bmi2", "sha_ni",
+            ),
+            registers=32,
+            register_lanes=16,
+            code=CodeFormat("uint8", 128),
+        ),
+        Target(
+            name="x86-avx2",
+            isa="avx2",
+            mcpu="x86-64-v3",
+            mattr=(),
+            requires=("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"),
+            registers=16,
+            register_lanes=8,
+            code=CodeFormat("int8", 0),
+        ),
+        Target(
+            name="x86-generic",
+            isa="generic",
+            mcpu="x86-64",
+            mattr=(),
+            requires=("sse2",),
+            registers=16,
+            register_lanes=4,
+            code=CodeFormat("int8", 0),
+        ),
+    )
+}  # fmt: skip
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Return this CPU's feature flags as the Linux kernel spells them; empty where unknown."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def missing_features(target: Target) -> tuple[str, ...]:
+    """Return the features that ``target`` requires and this CPU lacks, in the preset's order."""
+    return tuple(f for f in target.requires if f not in cpu_features())
+
+
+def get_target(name: str = "auto") -> Target:
+    """Return a preset.
+
+    Parameters
+    ----------
+    name : str
+        A preset's name, or ``"auto"`` for the best preset that this CPU can run.
+
+    Raises
+    ------
+    TargetError
+        If there is no such preset, or ``"auto"`` finds none that runs here.
+    """
+    if name != "auto":
+        if name not in PRESETS:
+            raise TargetError(f"target {name!r} is unknown; use auto, {', '.join(PRESETS)}")
+        return PRESETS[name]
+    for preset in PRESETS.values():
+        if not missing_features(preset):
+            return preset
+    raise TargetError(
+        f"target 'auto': this CPU fits no preset; name one of {', '.join(PRESETS)} to cross-compile"
+    )
