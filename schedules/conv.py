@@ -6,7 +6,6 @@ Several inputs are several segments of the reduction; a transposed convolution i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,36 +15,15 @@ from resq_tvm.schedules.code import Expr, first_lanes, load
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
 from resq_tvm.schedules.dots import Dot, dot_for
 from resq_tvm.schedules.epilogue import Epilogue
-from resq_tvm.schedules.packing import Segment, pack_weight, segments_of
-from resq_tvm.schedules.spec import Conv, FusedKernel, Phase
+from resq_tvm.schedules.packing import Segment, densify, pack_weight, segments_of
+from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
-
-
-def densify(kernel: FusedKernel, tile_o: int, group: int) -> FusedKernel:
-    """Return the kernel with a grouped convolution written as a dense one where it must be.
-
-    A group stays by itself where tiles of output channels lie within it and its input channels
-    are whole reduction steps; else zero weights fill the block-diagonal matrix.
-    """
-    anchor = kernel.anchor
-    assert isinstance(anchor, Conv)
-    if anchor.groups == 1:
-        return kernel
-    o, kh, kw, i = anchor.weight.shape
-    outputs = o // anchor.groups
-    if len(anchor.inputs) == 1 and outputs % (tile_o * LANES) == 0 and i % group == 0:
-        return kernel
-    dense = np.zeros((o, kh, kw, i * anchor.groups), np.int8)
-    for g in range(anchor.groups):
-        rows = slice(g * outputs, (g + 1) * outputs)
-        dense[rows, :, :, g * i : (g + 1) * i] = anchor.weight[rows]
-    return replace(kernel, anchor=replace(anchor, weight=dense, groups=1))
 
 
 def emit_conv(ctx: Context) -> None:
     """Emit a dense or grouped integer convolution with its epilogue."""
     dot = dot_for(ctx.target)
-    ctx.kernel = densify(ctx.kernel, ctx.decision.tile_o, dot.group)
+    ctx.kernel = densify(ctx.kernel, ctx.decision.tile_o * LANES, dot.group)
     anchor = ctx.kernel.anchor
     assert isinstance(anchor, Conv)
     epilogue = Epilogue(ctx)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from resq_tvm.schedules.code import Expr, constant, first_lanes, load, splat
 from resq_tvm.schedules.context import LANES, Context, ceil_div
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.guards import within
-from resq_tvm.schedules.packing import Segment, pack_weight, segments_of
+from resq_tvm.schedules.packing import Segment, densify, pack_weight, segments_of
 from resq_tvm.schedules.spec import FloatConv, Phase
 
 
 def emit_float_conv(ctx: Context) -> None:
     """Emit a float32 convolution with its epilogue; products and sums may be fused."""
     anchor = ctx.kernel.anchor
+    if isinstance(anchor, FloatConv) and not _is_depthwise(anchor):
+        ctx.kernel = densify(ctx.kernel, ctx.kernel.c + 1, 1)
+        anchor = ctx.kernel.anchor
     assert isinstance(anchor, FloatConv)
     epilogue = Epilogue(ctx)
     for phase in anchor.phases:
@@ -28,7 +29,7 @@ def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phas
     rows = ceil_div(kernel.h - phase.oy, anchor.out_stride[0])
     columns = ceil_div(kernel.w - phase.ox, anchor.out_stride[1])
     segments = segments_of(kernel, phase, 1)
-    packed = pack_weight(_per_channel(anchor), segments, 1, ctx.vectors)[..., 0]
+    packed = pack_weight(anchor.weight, segments, 1, ctx.vectors)[..., 0]
     weight = ctx.constant("w", packed.transpose(0, 2, 1))
     sy, sx = anchor.out_stride
     with (
@@ -47,22 +48,6 @@ def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phas
                 epilogue.channels(c, lanes)
                 value = first_lanes(load(acc, [0], LANES), lanes)
                 epilogue.pixel(value, i * sy + phase.oy, j * sx + phase.ox, c, lanes)
-
-
-def _per_channel(anchor: FloatConv) -> Any:
-    """Return the weight of a dense convolution: groups become blocks of a diagonal matrix.
-
-    A depthwise convolution keeps its ``(C, kh, kw, 1)``.
-    """
-    o, kh, kw, i = anchor.weight.shape
-    if anchor.groups == 1 or _is_depthwise(anchor):
-        return anchor.weight
-    dense = np.zeros((o, kh, kw, i * anchor.groups), np.float32)
-    outputs = o // anchor.groups
-    for g in range(anchor.groups):
-        rows = slice(g * outputs, (g + 1) * outputs)
-        dense[rows, :, :, g * i : (g + 1) * i] = anchor.weight[rows]
-    return dense
 
 
 def _is_depthwise(anchor: FloatConv) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -38,6 +38,26 @@ class Segment:
     def steps(self) -> int:
         """Reduction steps of the segment."""
         return len(self.taps) * self.groups
+
+
+def densify(kernel: FusedKernel, outputs: int, inputs: int) -> FusedKernel:
+    """Return the kernel with a grouped convolution written as a dense one where it must be.
+
+    A group stays by itself where its output channels are whole tiles of ``outputs`` and its input
+    channels whole steps of ``inputs``; else zero weights fill the block-diagonal matrix.
+    """
+    anchor = kernel.anchor
+    assert isinstance(anchor, Conv | FloatConv)
+    o, kh, kw, i = anchor.weight.shape
+    size = o // anchor.groups
+    apart = len(anchor.inputs) == 1 and size % outputs == 0 and i % inputs == 0
+    if anchor.groups == 1 or apart:
+        return kernel
+    dense = np.zeros((o, kh, kw, i * anchor.groups), anchor.weight.dtype)
+    for g in range(anchor.groups):
+        rows = slice(g * size, (g + 1) * size)
+        dense[rows, :, :, g * i : (g + 1) * i] = anchor.weight[rows]
+    return replace(kernel, anchor=replace(anchor, weight=dense, groups=1))
 
 
 def _grids(phase: Phase) -> list[tuple[tuple[int, int, int, int], ...]]:

@@ -62,9 +62,10 @@ def _polynomial(code: Code, x: Expr, coefficients: Sequence[float], lanes: int) 
 def exp(code: Code, x: Expr, lanes: int) -> Expr:
     """e^x; saturates at the ends of the normal float32 range."""
     x = code.bind(clamp(x, -87.3365, 88.3762, lanes))
-    shifted = code.bind(fence(x * constant(_LOG2E, _F, lanes), lanes) + constant(MAGIC, _F, lanes))
-    n = shifted - constant(MAGIC, _F, lanes)
-    n = code.bind(n)
+    # The outer fence keeps TVM's simplifier from cancelling MAGIC.
+    scaled = fence(x * constant(_LOG2E, _F, lanes), lanes)
+    shifted = code.bind(fence(scaled + constant(MAGIC, _F, lanes), lanes))
+    n = code.bind(shifted - constant(MAGIC, _F, lanes))
     r = x - n * constant(_LN2_HIGH, _F, lanes)
     r = code.bind(r - n * constant(_LN2_LOW, _F, lanes))
     tail = _polynomial(code, r, _EXP_P, lanes)

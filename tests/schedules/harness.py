@@ -144,9 +144,7 @@ def accumulator_kernel(
     c = anchor.weight.shape[0]
     nodes = (Node("anchor"), Node("scalar", value=1.0), Node("dequantize", (0, 1)))
     out = float_tensor("y", h, w, c, external)
-    return FusedKernel(
-        "acc", anchor, h, w, c, inputs, (out,), nodes, (Store(2, "y"),), target.code
-    )
+    return FusedKernel("acc", anchor, h, w, c, inputs, (out,), nodes, (Store(2, "y"),), target.code)
 
 
 def residual_kernel(

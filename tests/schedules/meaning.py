@@ -61,7 +61,11 @@ def run(kernel: FusedKernel, inputs: dict[str, Array]) -> dict[str, Array]:
 
 
 def _node(
-    kernel: FusedKernel, node: Any, args: list[Array], anchor: Array | None, inputs: dict[str, Array]
+    kernel: FusedKernel,
+    node: Any,
+    args: list[Array],
+    anchor: Array | None,
+    inputs: dict[str, Array],
 ) -> Array:
     f = np.float32
     simple = {
@@ -92,7 +96,9 @@ def _node(
         case "round16":
             return args[0].astype(np.float16).astype(f)
         case "quantize":
-            return np.clip(np.rint(args[0] * f(node.value)), -node.limit, node.limit).astype(np.int32)
+            return np.clip(np.rint(args[0] * f(node.value)), -node.limit, node.limit).astype(
+                np.int32
+            )
     raise ValueError(node.op)
 
 
