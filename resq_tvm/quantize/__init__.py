@@ -1,0 +1,1 @@
+"""Post-training quantization: calibration, range search, the calibrated network on disk."""

@@ -1,0 +1,231 @@
+"""Calibrate a network: give its layers their precision and fit every activation quantizer.
+
+The float network runs over the clips; keyframe quantizers see the values of keyframes, residual
+quantizers the differences to the keyframe (or to the previous frame). Memory stays bounded:
+quantizers are fitted in groups, the network runs once per group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from resq_tvm.errors import CalibrationError, ConfigError
+from resq_tvm.network import Network
+from resq_tvm.passes.annotate import Annotate, resolve_layers
+from resq_tvm.passes.graph import Graph, shape_of
+from resq_tvm.passes.quantizers import QuantPoint, quant_points
+from resq_tvm.quantize.qnet import QuantizedNetwork
+from resq_tvm.quantize.range_search import LayerProbe, fit_scale
+from resq_tvm.quantize.samples import Clip, FrameGroups, Store, collect, read_groups
+from resq_tvm.scheme import PrecisionPlan, Scheme
+
+PROGRAMS = ("keyframe", "residual")
+GRANULARITIES = ("channel", "tensor")
+RESIDUALS = ("pairwise", "recurrent")
+
+_POINT_BYTES = 512 << 20  # samples and exact outputs of one quantizer
+_GROUP_BYTES = 1 << 30  # samples of the quantizers that one run over the clips serves
+
+
+def calibrate(
+    net: Network,
+    clips: Iterable[Clip],
+    scheme: str | Scheme,
+    *,
+    period: int = 4,
+    overrides: Mapping[str, str] | None = None,
+    first_last: str | None = None,
+    samples: int = 64,
+    candidates: int = 20,
+    granularity: str = "channel",
+    residual: str = "pairwise",
+    progress: Callable[[str], None] | None = None,
+) -> QuantizedNetwork:
+    """Fit the quantizers of a network to clips (post-training quantization).
+
+    Parameters
+    ----------
+    net : Network
+        A loaded float network.
+    clips : iterable of clips
+        A clip is an iterable of consecutive frames; a frame is a float array in the source's
+        layout with batch 1 (a tuple of arrays for several inputs), preprocessed.
+    scheme : str or Scheme
+        ``"W8A8->W4A4"``, or one precision for frame quantization.
+    period : int
+        A keyframe every ``period`` frames.
+    overrides : mapping of str to str, optional
+        Shell pattern over layer names → scheme or ``"float"``.
+    first_last : str, optional
+        Scheme (or ``"float"``) of the first and last layers.
+    samples : int
+        Frames that a quantizer sees at most (the paper's c).
+    candidates : int
+        Candidate ranges of the search (the paper's r).
+    granularity : str
+        ``"channel"`` or ``"tensor"``: weight scales.
+    residual : str
+        ``"pairwise"`` (against the keyframe) or ``"recurrent"`` (against the previous frame).
+    progress : callable, optional
+        Called with one line as each quantizer is done.
+
+    Returns
+    -------
+    QuantizedNetwork
+
+    Raises
+    ------
+    SchemeError
+        If the scheme or an override is malformed.
+    CalibrationError
+        If the frames do not fit the network or are too few.
+    ConfigError
+        If an option holds a wrong value.
+    """
+    _check_options(period, samples, candidates, granularity, residual)
+    plan = PrecisionPlan(
+        Scheme.parse(scheme) if isinstance(scheme, str) else scheme, overrides or {}, first_last
+    )
+    if plan.scheme.residual is not None and period == 1:
+        raise CalibrationError(
+            f"scheme {str(plan.scheme)!r} at period 1 has no residual frames; "
+            "use a period of at least 2 or a scheme without ->"
+        )
+    resolve_layers(net.module["main"], plan)  # a pass would hide the type of its errors
+    module = Annotate(plan)(net.module)
+    main = module["main"]
+    frames = read_groups(net, clips, 1 if plan.scheme.residual is None else period, samples)
+    fitter = _Fitter(main, frames, candidates, granularity, residual == "recurrent")
+    scales = fitter.run(progress or (lambda _line: None))
+    options = {"granularity": granularity, "residual": residual, "period": period}
+    main = main.with_attr("resq.scales", json.dumps(scales))
+    module["main"] = main.with_attr("resq.options", json.dumps(options))
+    return QuantizedNetwork(replace(net, module=module), str(plan.scheme))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One quantizer to fit, and which of its program's frames it sees."""
+
+    program: str
+    point: QuantPoint
+    chosen: frozenset[int]
+    sample_bytes: int
+
+
+class _Fitter:
+    """Fits all quantizers of an annotated ``main``."""
+
+    def __init__(
+        self,
+        main: Any,
+        frames: FrameGroups,
+        candidates: int,
+        granularity: str,
+        recurrent: bool,
+    ) -> None:
+        self.main = main
+        self.frames = frames
+        self.candidates = candidates
+        self.granularity = granularity
+        self.recurrent = recurrent
+        graph = Graph.of(main)
+        self.calls = {var.name: call for var, call in graph.layers()}
+        self.layers: dict[str, str] = json.loads(str(main.attrs["resq.layers"]))
+        definitions = [*graph.func.params, *(var for var, _ in graph.bindings)]
+        self.order = {var.name: n for n, var in enumerate(definitions)}
+        read = {call.args[0].name: call.args[0] for call in self.calls.values()}
+        self.size = {name: int(np.prod(shape_of(var))) * 4 for name, var in read.items()}
+
+    def run(self, progress: Callable[[str], None]) -> dict[str, dict[str, float]]:
+        """Return program → quantizer → scale."""
+        scales: dict[str, dict[str, float]] = {program: {} for program in PROGRAMS}
+        tasks = self._tasks()
+        done = 0
+        for group in _by_size(tasks):
+            store = collect(self.main, self.frames, _wanted(group), self.recurrent)
+            for task in group:
+                scales[task.program][task.point.name] = self._fit(task, store)
+                done += 1
+                progress(f"calibrate {done}/{len(tasks)} {task.program} {task.point.name}")
+        return scales
+
+    def _tasks(self) -> list[_Task]:
+        tasks = []
+        for program, count in zip(
+            PROGRAMS, (self.frames.keyframes, self.frames.residuals), strict=True
+        ):
+            for point in quant_points(self.main, self.layers, program):
+                inputs = sum(self.size[value] for value in set(point.reads))
+                outputs = sum(
+                    int(np.prod(shape_of(self.calls[layer]))) * 4 for layer in point.layers
+                )
+                fitting = max(1, min(count, _POINT_BYTES // (inputs + outputs)))
+                chosen = np.linspace(0, count - 1, fitting).round().astype(int)
+                tasks.append(_Task(program, point, frozenset(chosen.tolist()), inputs * fitting))
+        # The two quantizers of a value side by side: one run over the clips serves both.
+        return sorted(tasks, key=lambda task: self.order[task.point.reads[0]])
+
+    def _fit(self, task: _Task, store: Store) -> float:
+        point = task.point
+        probes = []
+        for layer in point.layers:
+            scheme = Scheme.parse(self.layers[layer])
+            bits = scheme.key if task.program == "keyframe" else scheme.residual
+            assert bits is not None  # quant_points lists quantized layers only
+            probes.append(LayerProbe(self.calls[layer], bits.weight, self.granularity))
+        samples = {
+            value: [store[task.program, value][n] for n in sorted(task.chosen)]
+            for value in set(point.reads)
+        }
+        # Where nothing moves in the clips, residuals are expected within the value's own range.
+        fallback = max(
+            (
+                float(x.abs().max())
+                for value in set(point.reads)
+                for x in store.get(("keyframe", value), {}).values()
+            ),
+            default=0.0,
+        )
+        return fit_scale(point, probes, samples, self.candidates, fallback).scale
+
+
+def _by_size(tasks: list[_Task]) -> Iterator[list[_Task]]:
+    group: list[_Task] = []
+    size = 0
+    for task in tasks:
+        if group and size + task.sample_bytes > _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(task)
+        size += task.sample_bytes
+    if group:
+        yield group
+
+
+def _wanted(group: list[_Task]) -> dict[str, dict[str, frozenset[int]]]:
+    wanted: dict[str, dict[str, frozenset[int]]] = {program: {} for program in PROGRAMS}
+    for task in group:
+        for value in task.point.reads:
+            before = wanted[task.program].get(value, frozenset())
+            wanted[task.program][value] = before | task.chosen
+    return wanted
+
+
+def _check_options(
+    period: int, samples: int, candidates: int, granularity: str, residual: str
+) -> None:
+    for name, number in (("period", period), ("samples", samples), ("candidates", candidates)):
+        if number < 1:
+            raise ConfigError(f"{name} is {number}; use at least 1")
+    for name, text, known in (
+        ("granularity", granularity, GRANULARITIES),
+        ("residual", residual, RESIDUALS),
+    ):
+        if text not in known:
+            raise ConfigError(f"{name} {text!r} is unknown; use {' or '.join(known)}")

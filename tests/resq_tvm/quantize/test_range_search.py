@@ -1,0 +1,103 @@
+"""Weight quantizer and range search: properties, and that the search beats min-max."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tvm import relax
+
+from resq_tvm.passes.quantizers import QuantPoint
+from resq_tvm.passes.weights import output_axis, quantize_weight
+from resq_tvm.quantize.range_search import LayerProbe, fit_scale
+from resq_tvm.scheme import code_limit
+
+SHAPES = st.sampled_from(
+    [
+        ("relax.nn.conv2d", (5, 3, 3, 2)),
+        ("relax.nn.conv2d", (4, 3, 3, 1)),
+        ("relax.nn.conv2d_transpose", (3, 2, 2, 4)),
+        ("relax.matmul", (6, 5)),
+    ]
+)
+
+
+@given(SHAPES, st.integers(2, 8), st.sampled_from(["channel", "tensor"]), st.data())
+def test_weight_codes_are_symmetric_and_near(
+    kind: tuple[str, tuple[int, ...]], bits: int, granularity: str, data: st.DataObject
+) -> None:
+    name, shape = kind
+    elements = st.floats(-8, 8, width=32)
+    weight = data.draw(hnp.arrays(np.float32, shape, elements=elements))
+    codes, scales = quantize_weight(weight, name, bits, granularity)
+    axis = output_axis(name, weight.ndim)
+    assert codes.dtype == np.int8 and scales.dtype == np.float32
+    assert scales.shape == (shape[axis],) and (scales > 0).all()
+    assert np.abs(codes).max() <= code_limit(bits)
+    along = [-1 if d == axis else 1 for d in range(weight.ndim)]
+    step = scales.reshape(along)
+    assert (np.abs(codes * step - weight) <= 0.5001 * step + 1e-6).all()
+    if granularity == "tensor" and not (len(shape) == 4 and shape[3] == 1):
+        assert len(set(scales.tolist())) == 1
+
+
+def conv_call(weight: np.ndarray) -> relax.Call:
+    x = relax.Var("x", relax.TensorType((1, 9, 9, weight.shape[3]), "float32"))
+    bb = relax.BlockBuilder()
+    call = relax.op.nn.conv2d(
+        x, relax.const(weight), padding=[1] * 4, data_layout="NHWC", kernel_layout="OHWI"
+    )
+    return bb.normalize(call)
+
+
+def point(bits: int, layers: int = 1) -> QuantPoint:
+    names = tuple(f"layer{i}" for i in range(layers))
+    return QuantPoint(f"x:{bits}", bits, ("x",), names, ("x",) * layers)
+
+
+def test_long_tails_are_clipped_and_the_output_error_falls(rng: np.random.Generator) -> None:
+    weight = rng.standard_normal((6, 3, 3, 4)).astype(np.float32)
+    x = rng.standard_normal((1, 9, 9, 4)).astype(np.float32)
+    x[0, 4, 4, 0] = 10.0
+    samples = {"x": [torch.from_numpy(x), torch.from_numpy(-x)]}
+    fit = fit_scale(point(4), [LayerProbe(conv_call(weight), 8, "channel")], samples, 20)
+    assert fit.scale < 0.8 * 10 / 7
+    assert fit.error < 0.85 * fit.error_of_max
+
+
+def test_uniform_values_at_eight_bits_keep_nearly_the_whole_range(
+    rng: np.random.Generator,
+) -> None:
+    weight = rng.standard_normal((6, 3, 3, 4)).astype(np.float32)
+    x = rng.uniform(-1, 1, (1, 9, 9, 4)).astype(np.float32)
+    probe = LayerProbe(conv_call(weight), 8, "channel")
+    fit = fit_scale(point(8), [probe], {"x": [torch.from_numpy(x)]}, 20)
+    assert 0.85 / 127 <= fit.scale <= 1.0001 / 127
+    assert fit.scale == float(np.float32(fit.scale))
+
+
+def test_layers_that_share_a_quantizer_add_up(rng: np.random.Generator) -> None:
+    weights = [rng.standard_normal((2, 3, 3, 4)).astype(np.float32) for _ in range(2)]
+    x = {"x": [torch.from_numpy(rng.standard_normal((1, 9, 9, 4)).astype(np.float32))]}
+    probes = [LayerProbe(conv_call(w), 8, "channel") for w in weights]
+    both = fit_scale(point(4, 2), probes, x, 12)
+    alone = [fit_scale(point(4), [p], x, 12) for p in probes]
+    assert both.error_of_max == pytest.approx(sum(f.error_of_max for f in alone), rel=1e-5)
+    assert both.error >= sum(f.error for f in alone) - 1e-6
+
+
+def test_silence_takes_the_fallback_range() -> None:
+    probe = LayerProbe(conv_call(np.ones((1, 3, 3, 1), np.float32)), 8, "channel")
+    zero = {"x": [torch.zeros(1, 9, 9, 1)]}
+    assert fit_scale(point(4), [probe], zero, 4, fallback=7.0).scale == 1.0
+    assert fit_scale(point(4), [probe], zero, 4).scale > 0
+
+
+def test_weights_of_zeros_do_not_divide(rng: np.random.Generator) -> None:
+    probe = LayerProbe(conv_call(np.zeros((2, 3, 3, 3), np.float32)), 4, "channel")
+    x = {"x": [torch.from_numpy(rng.standard_normal((1, 9, 9, 3)).astype(np.float32))]}
+    fit = fit_scale(point(8), [probe], x, 5)
+    assert fit.error == 0.0 and fit.scale > 0
