@@ -10,7 +10,7 @@ stay as they are, on plain tensors.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,24 +30,28 @@ from resq_tvm.targets.preset import Target
 LANES = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelRecord:
-    """Which kernel runs for which layer, and by which decision."""
+    """One kernel: where it runs, what it means, how it is scheduled, its entries of ``params``."""
 
-    name: str
     program: str
     layer: str | None
-    anchor: str
+    kernel: FusedKernel
     decision: Decision
+    params: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lowered:
-    """The lowered module, its constants in the order of the ``params`` tuple, its kernels."""
+    """The fused module, the lowered one, the constants in the order of ``params``, the kernels.
 
+    ``kernels`` has one record per composite of ``fused``, by the composite's name.
+    """
+
+    fused: tvm.IRModule
     module: tvm.IRModule
     params: dict[str, NDArray[Any]]
-    kernels: list[KernelRecord]
+    kernels: dict[str, KernelRecord]
     state_types: list[tuple[tuple[int, ...], str]]
 
 
@@ -57,7 +61,7 @@ def lower(mod: tvm.IRModule, target: Target) -> Lowered:
     plans = {n: _Plan(mod, n, target) for n in programs}
     _agree_on_state(plans)
     constants = _Constants()
-    kernels: list[KernelRecord] = []
+    kernels: dict[str, KernelRecord] = {}
     writers = [_Writer(plans[n], constants, kernels, target) for n in programs]
     for writer in writers:
         writer.emit_kernels()
@@ -65,7 +69,7 @@ def lower(mod: tvm.IRModule, target: Target) -> Lowered:
     for writer in writers:
         writer.write(out)
     state = [plans["keyframe"].physical_type(v) for v in plans["keyframe"].state_out]
-    return Lowered(out, constants.arrays, kernels, state)
+    return Lowered(mod, out, constants.arrays, kernels, state)
 
 
 def _names(mod: tvm.IRModule) -> list[str]:
@@ -160,6 +164,11 @@ def _agree_on_state(plans: dict[str, _Plan]) -> None:
             res.plain |= {read, new}
 
 
+def _renamed(spec: TensorSpec, taken: set[str]) -> TensorSpec:
+    """Return the tensor under a name that no input has (a copied frame keeps its name)."""
+    return replace(spec, name=f"{spec.name}_copy") if spec.name in taken else spec
+
+
 def _padded(c: int) -> int:
     return -(-c // LANES) * LANES
 
@@ -187,7 +196,7 @@ class _Writer:
     """Writes one lowered program."""
 
     def __init__(
-        self, plan: _Plan, constants: _Constants, kernels: list[KernelRecord], target: Target
+        self, plan: _Plan, constants: _Constants, kernels: dict[str, KernelRecord], target: Target
     ) -> None:
         self.plan, self.constants, self.kernels, self.target = plan, constants, kernels, target
         self.emitted: dict[Any, tuple[Any, FusedKernel, list[int]]] = {}
@@ -198,20 +207,15 @@ class _Writer:
         for var, call in plan.composite_calls():
             func = plan.composite(call)
             reads = [plan.spec(a) for a in call.args]
-            exports = [plan.spec(v) for v in plan.results(var)]
+            taken = {s.name for s in reads}
+            exports = [_renamed(plan.spec(v), taken) for v in plan.results(var)]
             kernel = read_kernel(call.op.name_hint, func, reads, exports, self.target.code)
             decision = decide(kernel, self.target)
             prim, packed = emit(kernel, decision, self.target)
             indices = [self.constants.add(f"{kernel.name}.{n}", a) for n, a in packed]
             self.emitted[var] = (prim, kernel, indices)
-            self.kernels.append(
-                KernelRecord(
-                    kernel.name,
-                    plan.program,
-                    _layer_of(func),
-                    type(kernel.anchor).__name__,
-                    decision,
-                )
+            self.kernels[kernel.name] = KernelRecord(
+                plan.program, _layer_of(func), kernel, decision, tuple(indices)
             )
 
     def write(self, out: tvm.IRModule) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from resq_tvm import bops
 from resq_tvm.artifact import Artifact, write_artifact
 from resq_tvm.errors import CompileError
-from resq_tvm.passes.lower import KernelRecord
+from resq_tvm.passes.lower import KernelRecord, Lowered
 from resq_tvm.passes.pipeline import build_pipeline, dump_to, run_phases
 from resq_tvm.processing.config import ProcessingConfig
 from resq_tvm.quantize.qnet import QuantizedNetwork
@@ -30,6 +30,7 @@ class Compiled:
     executable: Any
     params: dict[str, NDArray[Any]]
     info: dict[str, Any]
+    lowered: Lowered
 
 
 def compile(
@@ -126,15 +127,15 @@ def build(
         "bops": report.totals(),
         "options": {**options, "state_dtype": state_dtype},
     }
-    return Compiled(executable, lowered.params, info)
+    return Compiled(executable, lowered.params, info, lowered)
 
 
 def _layers(
-    report: Any, precisions: dict[str, str], kernels: list[KernelRecord]
+    report: Any, precisions: dict[str, str], kernels: dict[str, KernelRecord]
 ) -> list[dict[str, Any]]:
     """Return a manifest entry per linear layer: cost, bits, and the kernels that run it."""
     ran: dict[str, dict[str, str]] = {}
-    for record in kernels:
+    for record in kernels.values():
         if record.layer is not None:
             ran.setdefault(record.layer, {})[record.program] = str(record.decision)
     entries = []

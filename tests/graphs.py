@@ -76,7 +76,7 @@ class NetworkBuilder:
         c = self.shape(x)[3]
         k = self.random.choice([2, 3, 4])
         stride = self.random.choice([1, 2])
-        pad = self.random.randint(0, min(1, k - 1))
+        pad = self.random.randint(0, 1) if min(self.shape(x)[1:3]) > 1 else 0
         extra = self.random.randint(0, stride - 1)
         weight = self.constant(self.random.choice([2, 9, 17]), k, k, c, scale=0.5 / np.sqrt(c))
         return self.emit(

@@ -1,0 +1,215 @@
+"""Hold an artifact's kernels against the reference executor, layer by layer and end to end.
+
+Every kernel of the built library runs on the artifact's own inputs (the outputs of the kernels before
+it) beside the reference executor on the same inputs: that is the check per layer. A second chain
+runs the reference alone from the frame on: the share of codes in which the chains differ is the
+end-to-end figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from resq_tvm.passes.graph import Graph, inputs_of, op_name
+from resq_tvm.reference.executor import Executor
+from resq_tvm.schedules.spec import CodeFormat, Conv, FusedKernel, TensorSpec
+
+if TYPE_CHECKING:
+    from resq_tvm.compiler import Compiled
+
+EXACT_NODES = frozenset(
+    "anchor load vector scalar dequantize add sub mul max min neg abs prelu round16 quantize".split()
+)
+
+
+@dataclass
+class KernelCheck:
+    """What was seen of one kernel over all frames."""
+
+    name: str
+    layer: str | None
+    exact: bool  # integer anchor and only IEEE operations: nothing may differ
+    values: int = 0
+    differing: int = 0  # given the artifact's own inputs
+    largest: float = 0.0  # largest absolute difference, given the artifact's own inputs
+    codes: int = 0
+    codes_differing: int = 0  # end to end
+
+
+@dataclass
+class VerifyReport:
+    """All kernels, and whether the library's programs gave the kernels' outputs."""
+
+    kernels: dict[str, KernelCheck] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[str]:
+        """Kernels that must agree exactly with the reference and do not."""
+        return [k.name for k in self.kernels.values() if k.exact and k.differing]
+
+    @property
+    def differing_share(self) -> float:
+        """Share of activation codes that differ end to end."""
+        codes = sum(k.codes for k in self.kernels.values())
+        return sum(k.codes_differing for k in self.kernels.values()) / max(codes, 1)
+
+
+def pack(array: NDArray[Any], spec: TensorSpec, code: CodeFormat) -> NDArray[Any]:
+    """Return the physical tensor of a logical array (codes as int8)."""
+    is_code = array.dtype == np.int8
+    physical = np.full(spec.shape, code.zero_point if is_code else 0, spec.dtype)
+    value = array.reshape(spec.h, spec.w, spec.c)
+    if is_code:
+        value = value.astype(np.int16) + code.zero_point
+    _inner(physical, spec)[...] = value
+    return physical
+
+
+def unpack(physical: NDArray[Any], spec: TensorSpec, code: CodeFormat) -> NDArray[Any]:
+    """Return the logical values ``(h, w, c)`` of a physical tensor, codes as int8."""
+    value = _inner(physical, spec)
+    if spec.dtype == code.dtype:
+        return (value.astype(np.int16) - code.zero_point).astype(np.int8)
+    return value.copy()
+
+
+def _inner(physical: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    top, left, _, _ = spec.halo
+    return physical[0, top : top + spec.h, left : left + spec.w, : spec.c]
+
+
+def verify(compiled: Compiled, frames: Iterable[NDArray[np.float32]]) -> VerifyReport:
+    """Run a keyframe and residual frames through kernels and reference side by side.
+
+    Parameters
+    ----------
+    compiled : Compiled
+        What `resq_tvm.compiler.build` returned.
+    frames : iterable of ndarray
+        Canonical (NHWC) frames of a network with one input; the first is the keyframe.
+    """
+    report = VerifyReport()
+    chains = _Chains(compiled, report)
+    state: Any = None
+    for frame in frames:
+        program = "keyframe" if state is None else "residual"
+        if program == "residual" and "residual" not in chains.programs:
+            program, state = "keyframe", None
+        made = chains.run(program, frame, state)
+        state = state if program == "residual" else made
+    return report
+
+
+class _Chains:
+    def __init__(self, compiled: Compiled, report: VerifyReport) -> None:
+        self.lowered = compiled.lowered
+        self.report = report
+        self.library = compiled.executable.jit().imports[0]
+        self.constants = [tvm.runtime.tensor(a) for a in compiled.params.values()]
+        self.programs = {
+            g.name_hint: f
+            for g, f in self.lowered.fused.functions_items()
+            if g.name_hint in ("keyframe", "residual")
+        }
+        self.references: dict[str, Executor] = {}
+
+    def run(self, program: str, frame: NDArray[np.float32], state: Any) -> Any:
+        """Run one frame; return ((artifact's state, reference's state) per tensor)."""
+        func = self.programs[program]
+        graph = Graph.of(func)
+        params = list(func.params)
+        env: dict[Any, Any] = {params[0]: (frame, frame)}
+        env |= dict(zip(params[1:], state or [], strict=True))
+        for var, expr in graph.bindings:
+            if isinstance(expr, relax.TupleGetItem):
+                env[var] = env[expr.tuple_value][int(expr.index)]
+            elif op_name(expr):
+                arguments = inputs_of(expr)
+                env[var] = tuple(
+                    _evaluate(var, expr, arguments, [env[a][side] for a in arguments])
+                    for side in (0, 1)
+                )
+            elif isinstance(expr, relax.Call):
+                pairs = self._kernel(expr, [env[a] for a in expr.args])
+                env[var] = pairs if isinstance(var.ty, relax.TupleType) else pairs[0]
+        body = graph.body
+        producers = graph.producers
+        while isinstance(producers.get(body), relax.Tuple):
+            body = producers[body]
+        return [env[v] for v in body.fields[1].fields]
+
+    def _kernel(self, call: Any, arguments: list[Any]) -> list[Any]:
+        name = call.op.name_hint
+        record = self.lowered.kernels[name]
+        func = self.lowered.fused[call.op]
+        if name not in self.references:
+            self.references[name] = Executor(func)
+        own = self._launch(record.kernel, record.params, [a[0] for a in arguments])
+        types = [v.ty for v in Graph.of(func).outputs()]
+        own = [a.reshape([int(d) for d in t.shape]) for a, t in zip(own, types, strict=True)]
+        expected = _reference(self.references[name], [a[0] for a in arguments])
+        alone = _reference(self.references[name], [a[1] for a in arguments])
+        check = self.report.kernels.setdefault(
+            name, KernelCheck(name, record.layer, _is_exact(record.kernel))
+        )
+        for got, want, other in zip(own, expected, alone, strict=True):
+            check.values += got.size
+            check.differing += int(np.count_nonzero(got != want))
+            gap = np.abs(got.astype(np.float64) - want.astype(np.float64))
+            check.largest = max(check.largest, float(gap.max(initial=0)))
+            if got.dtype == np.int8:
+                check.codes += got.size
+                check.codes_differing += int(np.count_nonzero(got != other))
+        return list(zip(own, alone, strict=True))
+
+    def _launch(
+        self, kernel: FusedKernel, params: tuple[int, ...], arrays: list[NDArray[Any]]
+    ) -> list[NDArray[Any]]:
+        code = kernel.code
+        inputs = [
+            tvm.runtime.tensor(pack(a, s, code)) for a, s in zip(arrays, kernel.inputs, strict=True)
+        ]
+        outputs = [tvm.runtime.tensor(np.zeros(s.shape, s.dtype)) for s in kernel.outputs]
+        self.library[kernel.name](*inputs, *(self.constants[i] for i in params), *outputs)
+        return [
+            unpack(t.numpy(), s, code) for t, s in zip(outputs, kernel.outputs, strict=True)
+        ]
+
+
+def _reference(executor: Executor, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    with torch.no_grad():
+        result = executor(*[torch.from_numpy(np.ascontiguousarray(a)) for a in arrays])
+    values = result if isinstance(result, tuple | list) else [result]
+    return [v.numpy() for v in values]
+
+
+def _evaluate(var: Any, call: Any, variables: list[Any], arrays: list[Any]) -> NDArray[Any]:
+    """Evaluate an opaque operator with the reference executor."""
+    bb = relax.BlockBuilder()
+    params = [relax.Var(v.name, v.ty) for v in variables]
+    with bb.function("main", params):
+        with bb.dataflow():
+            env = dict(zip(variables, params, strict=True))
+            args = [_rename(a, env) for a in call.args]
+            out = bb.emit_output(relax.Call(call.op, args, call.attrs, call.ty_args))
+        bb.emit_func_output(out)
+    return _reference(Executor(bb.finalize()["main"]), arrays)[0]
+
+
+def _rename(arg: Any, env: dict[Any, Any]) -> Any:
+    if isinstance(arg, relax.Tuple):
+        return relax.Tuple([_rename(f, env) for f in arg.fields])
+    return env[arg] if isinstance(arg, relax.Var) else arg
+
+
+def _is_exact(kernel: FusedKernel) -> bool:
+    integer = isinstance(kernel.anchor, Conv) or not any(n.op == "anchor" for n in kernel.nodes)
+    return integer and all(n.op in EXACT_NODES for n in kernel.nodes)
