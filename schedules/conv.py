@@ -71,13 +71,17 @@ class _PhaseBlock:
             return
         bands = ceil_div(self.rows, tile_y)
         tiles = ceil_div(self.columns, tile_x)
-        with self.code.loop(self.block.count * bands, "p", self.ctx.decision.parallel) as p:
-            o, y = (0, p) if self.block.count == 1 else (p // bands, p % bands)
-            if bands == 1:
-                o, y = p, 0
+        blocks = self.block.count
+        outer = 1 if self.ctx.decision.inner_o else blocks
+        with self.code.loop(outer * bands, "p", self.ctx.decision.parallel) as p:
+            o, y = (p, 0) if bands == 1 else (0, p) if outer == 1 else (p // bands, p % bands)
             y0 = overlap(y, tile_y, self.rows)
-            with self.code.loop(tiles, "x") as x:
-                self._tile(o, y0, overlap(x, tile_x, self.columns), tile_y, tile_x)
+            with (
+                self.code.loop(tiles, "x") as x,
+                self.code.loop(blocks // outer, "o") as inner,
+            ):
+                block = o if outer == blocks else inner
+                self._tile(block, y0, overlap(x, tile_x, self.columns), tile_y, tile_x)
 
     def _tile(self, o: Expr, y0: Expr, x0: Expr, tile_y: int, tile_x: int) -> None:
         code, lanes = self.code, self.block.lanes

@@ -23,6 +23,9 @@ class Decision:
         Output pixels whose accumulators are in registers together.
     tile_o : int
         Vectors of 16 output channels in registers together.
+    inner_o : bool
+        Whether channel blocks are the innermost loop (weights stay in the first cache level and
+        every pixel is visited once) or the outermost.
     parallel : bool
         Whether the outermost loop runs on the thread pool.
     """
@@ -32,11 +35,13 @@ class Decision:
     tile_y: int = 1
     tile_x: int = 1
     tile_o: int = 1
+    inner_o: bool = False
     parallel: bool = True
 
     def __str__(self) -> str:
         tile = f"{self.tile_y}x{self.tile_x}x{self.tile_o}"
-        return f"{self.rule} {tile}{' parallel' if self.parallel else ''}"
+        inner = " inner-o" if self.inner_o else ""
+        return f"{self.rule} {tile}{inner}{' parallel' if self.parallel else ''}"
 
     def to_json(self) -> str:
         """Return the decision as one line of JSON."""

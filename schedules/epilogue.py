@@ -159,12 +159,15 @@ class Epilogue:
         """Return the code as int32.
 
         Clamping first is the same, since the limits are integers; then the addition of 1.5 · 2^23
-        rounds half to even and leaves the stored value in the low mantissa bits.
+        rounds half to even and leaves the code in the low mantissa bits. The zero point is added
+        in the same go, so that a store is left with taking the low byte.
         """
+        zero = self.ctx.kernel.code.zero_point
         scaled = vecmath.fence(value * constant(node.value, "float32", lanes), lanes)
         clamped = vecmath.clamp(scaled, -node.limit, node.limit, lanes)
-        bits = reinterpret(clamped + constant(vecmath.MAGIC, "float32", lanes), "int32", lanes)
-        return bits - constant(_MAGIC_BITS, "int32", lanes)
+        shifted = clamped + constant(vecmath.MAGIC + zero, "float32", lanes)
+        bits = reinterpret(shifted, "int32", lanes)
+        return bits - constant(_MAGIC_BITS + zero, "int32", lanes)
 
     def _store(
         self, node: int, name: str, values: dict[int, Expr], position: tuple[Expr, ...], lanes: int

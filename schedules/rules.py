@@ -12,6 +12,8 @@ from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.spec import Conv, FusedKernel
 from resq_tvm.targets.preset import Target
 
+_SMALL_WEIGHT = 16 << 10  # bytes: half of the first cache level
+
 Rule = Callable[[FusedKernel, Target], Decision | None]
 
 
@@ -50,7 +52,7 @@ def dot(kernel: FusedKernel, target: Target) -> Decision | None:
                 if best is None or cost < best[0]:
                     best = (cost, tile_y, tile_x, tile_o)
     assert best is not None
-    return Decision("dot", "dot", *best[1:])
+    return Decision("dot", "dot", *best[1:], inner_o=anchor.weight.size <= _SMALL_WEIGHT)
 
 
 def _estimate(
@@ -62,10 +64,12 @@ def _estimate(
 
     def step(width: int) -> float:
         # Weights come from the second cache level at half the speed of the first.
-        return max(pixels * width, 4.5, (pixels + 2 * width) / 2) + 0.5
+        return max(pixels * width, 4.5, (pixels + 2 * width) / 2) + 0.3
 
     full, rest = divmod(vectors, tile_o)
-    return tiles * (full * step(tile_o) + (step(rest) if rest else 0.0))
+    # Epilogues of many accumulators spill.
+    crowding = 1 + 0.01 * max(0, pixels * tile_o - 16)
+    return crowding * tiles * (full * step(tile_o) + (step(rest) if rest else 0.0))
 
 
 def lanes(kernel: FusedKernel, target: Target) -> Decision | None:
