@@ -10,8 +10,8 @@ import json
 from typing import Any
 
 import tvm
-from resq_tvm.passes.graph import Graph, inputs_of, is_linear_layer
 
+from resq_tvm.passes.graph import Graph, inputs_of, is_linear_layer
 from resq_tvm.scheme import PrecisionPlan
 
 
