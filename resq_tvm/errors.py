@@ -60,3 +60,7 @@ class OutputError(ResqError):
 
 class ConfigError(ResqError):
     """An option or a configuration file holds a wrong value."""
+
+
+class AssetError(ResqError):
+    """A pretrained network or clip for the demo cannot be had."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, cast
@@ -187,6 +188,35 @@ class Session:
         """Count a frame that was lost; the next frame is a keyframe."""
         self._index += 1
         self.force_keyframe()
+
+    @contextmanager
+    def observed(self) -> Iterator[list[tuple[str, float]]]:
+        """Record every kernel call of the frames that run inside the context.
+
+        Yields
+        ------
+        list of (str, float)
+            Filled while frames run: the kernel's name and its milliseconds. Each call costs some
+            microseconds more while it is observed.
+        """
+        calls: list[tuple[str, float]] = []
+        start = 0.0
+
+        def note(_function: Any, name: str, before: bool, *_values: Any) -> int:
+            nonlocal start
+            if name.startswith("vm."):
+                return 0  # the machine's own housekeeping
+            if before:
+                start = time.perf_counter()
+            else:
+                calls.append((name, (time.perf_counter() - start) * 1e3))
+            return 0  # go on with the call
+
+        self._vm.set_instrument(note)
+        try:
+            yield calls
+        finally:
+            self._vm.set_instrument(lambda *_values: 0)
 
     def _is_due(self) -> bool:
         return self._since_keyframe >= self.period

@@ -1,0 +1,201 @@
+"""``resq-tvm calibrate``: fit the quantizers of a network and keep the result for compiling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resq_tvm.cli.console import Console, table
+from resq_tvm.cli.options import (
+    Crop,
+    FirstLast,
+    InputShape,
+    Json,
+    Model,
+    Override,
+    Period,
+    Processing,
+    SchemeText,
+    check_period,
+    parse_overrides,
+    parse_shape,
+)
+from resq_tvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from resq_tvm.processing.config import ProcessingConfig
+    from resq_tvm.quantize.qnet import QuantizedNetwork
+
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration", help="Video, folder of images (one clip) or of videos, or 'random'."
+    ),
+]
+CalibrationFrames = Annotated[
+    str | None,
+    typer.Option("--calibration-frames", help="Frames per clip: COUNT or START:STOP."),
+]
+Granularity = Annotated[
+    str, typer.Option("--granularity", help="Weight scales per 'channel' or per 'tensor'.")
+]
+Residual = Annotated[
+    str,
+    typer.Option("--residual", help="'pairwise' (to the keyframe) or 'recurrent' (to the last)."),
+]
+Samples = Annotated[
+    int, typer.Option("--samples", min=1, help="Calibration samples per quantizer.")
+]
+Candidates = Annotated[
+    int, typer.Option("--candidates", min=1, help="Candidate ranges per quantizer.")
+]
+
+DEFAULT_FRAMES = 32
+
+
+def calibrate(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder OUT.qnet.")],
+    calibration: Calibration = None,
+    calibration_frames: CalibrationFrames = None,
+    crop: Crop = None,
+    scheme: SchemeText = "W8A8->W8A4",
+    period: Period = 4,
+    processing: Processing = None,
+    input_shape: InputShape = None,
+    override: Override = None,
+    first_last: FirstLast = None,
+    granularity: Granularity = "channel",
+    residual: Residual = "pairwise",
+    samples: Samples = 64,
+    candidates: Candidates = 20,
+    json: Json = False,
+) -> None:
+    """Fit the quantizers of MODEL on a clip and write OUT.qnet, which 'compile' takes."""
+    from resq_tvm.files import check_writable
+    from resq_tvm.processing.config import load_processing
+
+    console = Console(
+        json,
+        "calibrate",
+        model=model,
+        output=output,
+        calibration=calibration,
+        calibration_frames=calibration_frames,
+        crop=crop,
+        scheme=scheme,
+        period=period,
+        processing=processing,
+        input_shape=input_shape,
+        override=override,
+        first_last=first_last,
+        granularity=granularity,
+        residual=residual,
+        samples=samples,
+        candidates=candidates,
+    )
+    check_writable(output)
+    qnet = obtain_qnet(
+        console,
+        model,
+        calibration=calibration,
+        calibration_frames=calibration_frames,
+        crop=crop,
+        scheme=scheme,
+        period=period,
+        processing=load_processing(processing) if processing is not None else None,
+        input_shape=input_shape,
+        override=override,
+        first_last=first_last,
+        granularity=granularity,
+        residual=residual,
+        samples=samples,
+        candidates=candidates,
+        dump=None,
+    )
+    qnet.save(output)
+    result = {
+        "output": str(output),
+        "scheme": str(qnet.scheme),
+        "period": qnet.period,
+        "layers": len(qnet.layers),
+        "quantizers": {program: len(scales) for program, scales in qnet.scales.items()},
+    }
+    console.finish(result, lambda out: out.print(table(("", ""), result.items())))
+
+
+def obtain_qnet(
+    console: Console,
+    model: str,
+    *,
+    calibration: str | None,
+    calibration_frames: str | None,
+    crop: str | None,
+    scheme: str,
+    period: int,
+    processing: ProcessingConfig | None,
+    input_shape: str | None,
+    override: list[str] | None,
+    first_last: str | None,
+    granularity: str,
+    residual: str,
+    samples: int,
+    candidates: int,
+    dump: Path | None,
+) -> QuantizedNetwork:
+    """Load a ``.qnet``, or load a model and calibrate it as the options say.
+
+    Raises
+    ------
+    ResqError
+        One of its kinds: for the model, the clip, the scheme or an option.
+    """
+    from resq_tvm.scheme import Scheme
+
+    overrides = parse_overrides(override)
+    shape = parse_shape(input_shape)
+    check_period(period)
+    Scheme.parse(scheme)
+    if Path(model).suffix == ".qnet":
+        from resq_tvm.quantize.qnet import QuantizedNetwork
+
+        return QuantizedNetwork.load(model)
+    if calibration is None:
+        raise ConfigError(
+            f"model {model!r} is not calibrated; give --calibration CLIP, or a .qnet folder"
+        )
+
+    from resq_tvm.clips import PreparedClip, calibration_clips
+    from resq_tvm.network import load
+    from resq_tvm.predict import make_preprocessor
+    from resq_tvm.video.clip import FrameRange, parse_crop
+
+    selected = FrameRange.parse(calibration_frames or str(DEFAULT_FRAMES))
+    window = parse_crop(crop) if crop is not None else None
+    with console.progress("load") as progress:
+        progress(model)
+        net = load(model, input_shape=shape, dump=dump)
+    prepare = make_preprocessor(processing, net.inputs)
+    clips = [
+        PreparedClip(clip.select(selected, window), prepare)
+        for clip in calibration_clips(calibration, (prepare.height, prepare.width))
+    ]
+
+    from resq_tvm.quantize.calibrate import calibrate as fit
+
+    with console.progress("calibrate") as progress:
+        return fit(
+            net,
+            clips,
+            scheme,
+            period=period,
+            overrides=overrides,
+            first_last=first_last,
+            samples=samples,
+            candidates=candidates,
+            granularity=granularity,
+            residual=residual,
+            progress=progress,
+        )

@@ -1,0 +1,139 @@
+"""``resq-tvm compile``: calibrate a network and build an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resq_tvm.cli.calibrate import (
+    Calibration,
+    CalibrationFrames,
+    Candidates,
+    Granularity,
+    Residual,
+    Samples,
+    obtain_qnet,
+)
+from resq_tvm.cli.console import Console, table
+from resq_tvm.cli.options import (
+    Crop,
+    FirstLast,
+    InputShape,
+    Json,
+    Model,
+    Override,
+    Period,
+    Processing,
+    SchemeText,
+)
+
+
+def compile(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Artifact folder OUT.resq.")],
+    calibration: Calibration = None,
+    calibration_frames: CalibrationFrames = None,
+    crop: Crop = None,
+    scheme: SchemeText = "W8A8->W8A4",
+    period: Period = 4,
+    target: Annotated[
+        str, typer.Option("--target", help="'auto' or a preset; see 'resq-tvm doctor'.")
+    ] = "auto",
+    processing: Processing = None,
+    input_shape: InputShape = None,
+    state_dtype: Annotated[
+        str, typer.Option("--state-dtype", help="How state is stored: float16 or float32.")
+    ] = "float16",
+    override: Override = None,
+    first_last: FirstLast = None,
+    granularity: Granularity = "channel",
+    residual: Residual = "pairwise",
+    samples: Samples = 64,
+    candidates: Candidates = 20,
+    dump: Annotated[
+        Path | None, typer.Option("--dump", help="Folder for the TVMScript of every phase.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Calibrate MODEL on a clip and compile it into OUT.resq.
+
+    MODEL may be a .qnet folder that 'calibrate' wrote; the calibration options then do not apply.
+    """
+    from resq_tvm.files import check_replaceable, check_writable
+    from resq_tvm.manifest import MANIFEST_NAME
+    from resq_tvm.processing.config import load_processing
+    from resq_tvm.targets.preset import get_target
+
+    console = Console(
+        json,
+        "compile",
+        model=model,
+        output=output,
+        calibration=calibration,
+        calibration_frames=calibration_frames,
+        crop=crop,
+        scheme=scheme,
+        period=period,
+        target=target,
+        processing=processing,
+        input_shape=input_shape,
+        state_dtype=state_dtype,
+        override=override,
+        first_last=first_last,
+        granularity=granularity,
+        residual=residual,
+        samples=samples,
+        candidates=candidates,
+        dump=dump,
+    )
+    # Everything that can be refused is refused before minutes of calibration.
+    check_replaceable(check_writable(output), MANIFEST_NAME)
+    preset = get_target(target)
+    config = load_processing(processing) if processing is not None else None
+    console.resolve(target=preset.name)
+
+    qnet = obtain_qnet(
+        console,
+        model,
+        calibration=calibration,
+        calibration_frames=calibration_frames,
+        crop=crop,
+        scheme=scheme,
+        period=period,
+        processing=config,
+        input_shape=input_shape,
+        override=override,
+        first_last=first_last,
+        granularity=granularity,
+        residual=residual,
+        samples=samples,
+        candidates=candidates,
+        dump=dump,
+    )
+    from resq_tvm.compiler import compile as compile_network
+
+    with console.progress("compile") as progress:
+        artifact = compile_network(
+            qnet,
+            preset,
+            output=output,
+            state_dtype=state_dtype,
+            processing=config,
+            dump=dump,
+            progress=progress,
+        )
+    manifest = artifact.manifest
+    result = {
+        "output": str(output),
+        "scheme": manifest.scheme,
+        "period": manifest.period,
+        "target": manifest.target.name,
+        "state_bytes": manifest.state_bytes,
+        "layers": len(manifest.layers),
+        **manifest.bops,
+        "files": {name: entry.bytes for name, entry in manifest.files.items()},
+    }
+    rows = [(k, v) for k, v in result.items() if isinstance(v, str | int | float)]
+    console.finish(result, lambda out: out.print(table(("", ""), rows)))

@@ -1,0 +1,53 @@
+"""``resq-tvm inspect``: what is inside an artifact, without loading its library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resq_tvm.cli.console import Console, table
+from resq_tvm.cli.options import ArtifactPath, Json
+
+
+def inspect(artifact: ArtifactPath, json: Json = False) -> None:
+    """Verify OUT.resq (schema, sizes, hashes, versions, CPU features) and show its manifest."""
+    console = Console(json, "inspect", artifact=artifact)
+    from resq_tvm.artifact import verify
+
+    manifest = verify(artifact)
+    result = {**manifest.model_dump(mode="json"), "state_bytes": manifest.state_bytes}
+
+    def render(out: Any) -> None:
+        rows = [
+            ("scheme", manifest.scheme),
+            ("period", manifest.period),
+            ("target", manifest.target.name),
+            ("CPU features", " ".join(manifest.target.features)),
+            ("built with", "  ".join(f"{k} {v}" for k, v in manifest.versions)),
+            ("state bytes", manifest.state_bytes),
+            ("parameters", len(manifest.params)),
+            *((k, v) for k, v in manifest.bops.items() if isinstance(v, int | float | str)),
+            *((k, v) for k, v in manifest.options.items() if isinstance(v, int | float | str)),
+            ("processing", manifest.processing and manifest.processing.model_dump_json()),
+        ]
+        out.print(table(("", ""), rows))
+        tensors = [
+            (kind, entry.name, "x".join(map(str, entry.shape)), entry.layout or "–")
+            for kind, entries in (("input", manifest.inputs), ("output", manifest.outputs))
+            for entry in entries
+        ]
+        out.print(table(("", "name", "shape", "layout"), tensors))
+        state = [
+            (entry.name, "x".join(map(str, entry.shape)), entry.dtype, entry.bytes)
+            for entry in manifest.state
+        ]
+        if state:
+            out.print(table(("state", "shape", "dtype", "bytes"), state))
+        layers = [
+            (la.name, la.op, la.macs / 1e6, la.key_bits, la.residual_bits) for la in manifest.layers
+        ]
+        if layers:
+            out.print(table(("layer", "op", "MMACs", "key", "residual"), layers))
+        files = [(name, entry.bytes, entry.sha256) for name, entry in manifest.files.items()]
+        out.print(table(("file", "bytes", "sha256"), files))
+
+    console.finish(result, render)

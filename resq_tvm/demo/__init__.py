@@ -1,0 +1,1 @@
+"""The demo: one network, one clip, every scheme side by side, judged by what was measured."""
