@@ -110,7 +110,11 @@ class NetworkBuilder:
 
     def binary(self) -> Any:
         x = self.pick()
-        y = self.pick(lambda v: self.shape(v) == self.shape(x))
+        # x ∘ x only where there is no other: TVM simplifies max(x, x) and then (k + d) − k to d.
+        same = [v for v in self.pool if self.shape(v) == self.shape(x) and not v.same_as(x)]
+        if not same:
+            return self.activation()
+        y = self.random.choice(same)
         kind, make = self.random.choice(
             [("sum", op.add), ("diff", op.subtract), ("product", op.multiply), ("max", op.maximum)]
         )
