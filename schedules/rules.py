@@ -63,12 +63,15 @@ def _estimate(
     tiles = -(-rows // tile_y) * -(-columns // tile_x)
 
     def step(width: int) -> float:
-        # Weights come from the second cache level at half the speed of the first.
-        return max(pixels * width, 4.5, (pixels + 2 * width) / 2) + 0.3
+        # Weights come from the second cache level at half the speed of the first. Cores with two
+        # dot products per cycle want few loads for each.
+        loads = pixels + 2 * width
+        return max(pixels * width, 4.5, loads / 2) + 0.1 + 0.02 * loads
 
     full, rest = divmod(vectors, tile_o)
-    # Epilogues of many accumulators spill.
-    crowding = 1 + 0.01 * max(0, pixels * tile_o - 16)
+    # Beyond 16 accumulators LLVM spills some, and below it every one costs time to compile.
+    accumulators = pixels * tile_o
+    crowding = 1 + 0.002 * max(0, accumulators - 8) + 0.03 * max(0, accumulators - 16)
     return crowding * tiles * (full * step(tile_o) + (step(rest) if rest else 0.0))
 
 
