@@ -15,9 +15,7 @@ _LOCAL_SHAPE = frozenset(
     f"relax.{name}" for name in ("concat", "strided_slice", "reshape", "permute_dims", "nn.pad")
 )
 _LINEAR_LOCAL = _LOCAL_SHAPE | {"relax.subtract", "relax.add", "relax.negative"}
-_LINEAR_WIDE = frozenset(
-    f"relax.{name}" for name in ("nn.avg_pool2d", "mean", "image.resize2d")
-)
+_LINEAR_WIDE = frozenset(f"relax.{name}" for name in ("nn.avg_pool2d", "mean", "image.resize2d"))
 
 ELEMENTWISE = frozenset(
     f"relax.{name}"

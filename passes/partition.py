@@ -79,7 +79,9 @@ class _Settings:
         self.state_dtype = state_dtype
         self.recurrent = recurrent
         self.layers: dict[str, str] = json.loads(str(main.attrs["resq.layers"]))
-        options = json.loads(str(main.attrs["resq.options"])) if "resq.options" in main.attrs else {}
+        options = (
+            json.loads(str(main.attrs["resq.options"])) if "resq.options" in main.attrs else {}
+        )
         self.granularity = options.get("granularity", "channel")
         scales = json.loads(str(main.attrs["resq.scales"]))
         self.scales: dict[tuple[str, str, int], float] = {}
@@ -126,9 +128,7 @@ class _Program:
             call = self.s.producers.get(value)
             name = f"{prefix}{value.name}_q{bits}"
             if op_name(call) == "relax.concat" and isinstance(call.args[0], relax.Tuple):
-                pieces = [
-                    self.codes(p, form, prefix, bits, scale) for p in call.args[0].fields
-                ]
+                pieces = [self.codes(p, form, prefix, bits, scale) for p in call.args[0].fields]
                 expr = relax.op.concat(pieces, axis=int(call.attrs.axis))
             else:
                 q = relax.op.quantize(
@@ -304,9 +304,7 @@ class _Residual(_Program):
             return self.delta(call.args[0])
         if op_name(call) == "relax.nn.pad":
             at = call.attrs
-            return self.emit(
-                relax.op.nn.pad(self.delta(call.args[0]), list(at.pad_width)), name
-            )
+            return self.emit(relax.op.nn.pad(self.delta(call.args[0]), list(at.pad_width)), name)
         return self.recall(call, [_map(a, self.delta) for a in call.args], name)
 
     def full(self, value: Any) -> Any:

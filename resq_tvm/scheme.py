@@ -47,8 +47,7 @@ class Bits:
         for name, bits in (("weight", weight), ("activation", activation)):
             if not MIN_BITS <= bits <= MAX_BITS:
                 raise SchemeError(
-                    f"precision {text!r} has {bits} {name} bits; "
-                    f"use {MIN_BITS} to {MAX_BITS} bits"
+                    f"precision {text!r} has {bits} {name} bits; use {MIN_BITS} to {MAX_BITS} bits"
                 )
         return cls(weight, activation)
 

@@ -179,9 +179,7 @@ class _Chains:
         ]
         outputs = [tvm.runtime.tensor(np.zeros(s.shape, s.dtype)) for s in kernel.outputs]
         self.library[kernel.name](*inputs, *(self.constants[i] for i in params), *outputs)
-        return [
-            unpack(t.numpy(), s, code) for t, s in zip(outputs, kernel.outputs, strict=True)
-        ]
+        return [unpack(t.numpy(), s, code) for t, s in zip(outputs, kernel.outputs, strict=True)]
 
 
 def _reference(executor: Executor, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:

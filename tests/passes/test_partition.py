@@ -38,11 +38,15 @@ def test_layer_activation_layer() -> None:
     @I.ir_module
     class Before:
         @R.function
-        def main(x: R.Tensor((1, 2, 2, 1), "float32")) -> R.Tuple(R.Tensor((1, 2, 2, 1), "float32")):
+        def main(x: R.Tensor((1, 2, 2, 1), "float32")) -> R.Tuple(
+            R.Tensor((1, 2, 2, 1), "float32")
+        ):
             R.func_attr(
                 {
                     "resq.layers": json.dumps({"a": "W8A8->W4A4"}),
-                    "resq.scales": json.dumps({"keyframe": {"x:8": 0.5}, "residual": {"x:4": 0.25}}),
+                    "resq.scales": json.dumps(
+                        {"keyframe": {"x:8": 0.5}, "residual": {"x:4": 0.25}}
+                    ),
                 }
             )
             with R.dataflow():
