@@ -17,8 +17,8 @@ class Decision:
     rule : str
         Name of the rule that decided, for reports.
     method : str
-        What is emitted: ``"dot"`` (channels are reduced four or one at a time), ``"taps"``
-        (depthwise: taps are reduced), ``"lanes"`` (everything else).
+        What is emitted: ``"dot"`` (a dense convolution), ``"quads"`` (depthwise, four rows at a
+        time), ``"taps"`` (depthwise, tap by tap), ``"lanes"`` (everything else).
     tile_y, tile_x : int
         Output pixels whose accumulators are in registers together.
     tile_o : int

@@ -1,10 +1,10 @@
-"""Depthwise integer convolutions: 16 channels side by side, a tile of pixels in registers."""
+"""Depthwise integer convolutions, 16 channels side by side, tap by tap (AVX2 and generic)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from tvm import tirx
 
 from resq_tvm.schedules.code import Expr, cast, first_lanes, load
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
@@ -12,6 +12,15 @@ from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.packing import pack_weight, segments_of
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
+
+
+def load_codes(ctx: Context, name: str, y: Expr, x: Expr, c: Expr) -> Expr:
+    """Load 16 stored codes at a physical pixel; tensors with fewer lanes are filled up."""
+    lanes = min(LANES, ctx.kernel.tensor(name).c_phys)
+    value = load(ctx.buffer(name), [0, y, x, c], lanes)
+    if lanes == LANES:
+        return value
+    return tirx.Shuffle([value] * (LANES // lanes), list(range(LANES)))
 
 
 def emit_depthwise(ctx: Context) -> None:
@@ -34,11 +43,13 @@ def _emit_block(
     packed = pack_weight(anchor.weight, segments, 1, ctx.vectors)[..., 0]
     chosen = packed[block.start : block.start + block.count]
     weight = ctx.constant("w", chosen.transpose(0, 2, 1))
-    zero = kernel.code.zero_point
-    start = ctx.constant("z", (-zero * chosen.astype(np.int32).sum(axis=2)).astype(np.int32))
     tile = min(ctx.decision.tile_x, columns)
     (sy, sx), (iy, ix) = anchor.out_stride, anchor.in_stride
     (lanes,) = block.lanes
+    zero = tirx.Broadcast(tirx.const(0, "int32"), LANES)
+    # With zero point 0, |code · weight| <= 127 · 127 fits int16; else 255 · 127 does not.
+    narrow = "int32" if kernel.code.zero_point else "int16"
+    offset = tirx.Broadcast(tirx.const(kernel.code.zero_point, narrow), LANES)
     with (
         code.loop(rows, "y", ctx.decision.parallel) as i,
         code.loop(ceil_div(columns, tile), "x") as t,
@@ -49,17 +60,20 @@ def _emit_block(
         acc: list[Any] = []
         for _ in range(tile):
             acc.append(code.allocate(LANES, "int32"))
-            code.store(acc[-1], [0], load(start, [o, 0], LANES), LANES)
+            code.store(acc[-1], [0], zero, LANES)
         for s in segments:
-            spec, buffer = kernel.tensor(s.input), ctx.buffer(s.input)
+            spec = kernel.tensor(s.input)
             with code.loop(s.rows, "ky") as a, code.loop(s.columns, "kx") as b:
                 w = load(weight, [o, a * s.columns + b + s.start, 0], LANES)
-                w = code.bind(cast(w, "int32", LANES))
+                w = code.bind(cast(w, narrow, LANES))
                 y = i * iy + (a * s.step_y + s.dy + spec.halo[0])
                 for n in range(tile):
                     x: Expr = (x0 + n) * ix + (b * s.step_x + s.dx + spec.halo[1])
-                    value = cast(load(buffer, [0, y, x, c], LANES), "int32", LANES)
-                    code.store(acc[n], [0], load(acc[n], [0], LANES) + value * w, LANES)
+                    value = cast(load_codes(ctx, s.input, y, x, c), narrow, LANES)
+                    if kernel.code.zero_point:
+                        value = value - offset
+                    product = cast(value * w, "int32", LANES)
+                    code.store(acc[n], [0], load(acc[n], [0], LANES) + product, LANES)
         epilogue.channels(c, lanes)
         for n in range(tile):
             value = first_lanes(load(acc[n], [0], LANES), lanes)

@@ -15,6 +15,7 @@ from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.depthwise import emit_depthwise
 from resq_tvm.schedules.floatconv import emit_float_conv
 from resq_tvm.schedules.halo import emit_halo
+from resq_tvm.schedules.interleave import emit_interleaved
 from resq_tvm.schedules.spatial import (
     emit_mean,
     emit_pool,
@@ -34,6 +35,11 @@ from resq_tvm.schedules.spec import (
 )
 from resq_tvm.targets.preset import Target
 
+_CONVOLUTIONS: dict[str, Callable[[Context], None]] = {
+    "dot": emit_conv,
+    "quads": emit_interleaved,
+    "taps": emit_depthwise,
+}
 _EMITTERS: dict[type, Callable[[Context], None]] = {
     FloatConv: emit_float_conv,
     Pool: emit_pool,
@@ -68,7 +74,7 @@ def emit(
     """
     ctx = Context(kernel, decision, target)
     if isinstance(kernel.anchor, Conv):
-        (emit_depthwise if decision.method == "taps" else emit_conv)(ctx)
+        _CONVOLUTIONS[decision.method](ctx)
     else:
         _EMITTERS[type(kernel.anchor)](ctx)
     for spec in kernel.outputs:

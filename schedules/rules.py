@@ -14,6 +14,8 @@ from resq_tvm.targets.preset import Target
 
 _SMALL_WEIGHT = 16 << 10  # bytes: half of the first cache level
 
+_MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
+
 Rule = Callable[[FusedKernel, Target], Decision | None]
 
 
@@ -22,12 +24,38 @@ def _phase_plane(kernel: FusedKernel, anchor: Conv) -> tuple[int, int]:
     return -(-kernel.h // anchor.out_stride[0]), -(-kernel.w // anchor.out_stride[1])
 
 
-def depthwise(kernel: FusedKernel, target: Target) -> Decision | None:
-    """Depthwise convolutions: several pixels of one vector of channels."""
+def interleave(kernel: FusedKernel, target: Target) -> Decision | None:
+    """Depthwise convolutions on VNNI: as many output rows as fill quads of input rows."""
     anchor = kernel.anchor
-    if not isinstance(anchor, Conv) or not anchor.depthwise:
+    if not isinstance(anchor, Conv) or not anchor.depthwise or target.isa != "avx512-vnni":
         return None
-    return Decision("depthwise", "taps", tile_x=4)
+    taps = max((len(p.taps) for p in anchor.phases), default=0)
+    if len(anchor.inputs) > 1 or taps > _MANY_TAPS:
+        return None
+    dys = sorted({t[2] for p in anchor.phases for t in p.taps})
+    stride = anchor.in_stride[0]
+
+    def dots_per_row(tile_y: int) -> float:
+        rows = sorted({r * stride + dy for r in range(tile_y) for dy in dys})
+        quads = [set(rows[i : i + 4]) for i in range(0, len(rows), 4)]
+        dots = sum(
+            any(r * stride + dy in quad for dy in dys) for r in range(tile_y) for quad in quads
+        )
+        return (dots * len(dys) + 2.0 * len(quads)) / tile_y
+
+    rows, _ = _phase_plane(kernel, anchor)
+    tile_y = min(range(1, min(4, rows) + 1), key=dots_per_row)
+    tile_x = {1: 8, 2: 4}.get(tile_y, 3)
+    weights = kernel.c * taps * 4 * tile_y // 3
+    return Decision("interleave", "quads", tile_y, tile_x, inner_o=weights <= _SMALL_WEIGHT)
+
+
+def depthwise(kernel: FusedKernel, target: Target) -> Decision | None:
+    """Depthwise convolutions elsewhere: several pixels of one vector of channels."""
+    anchor = kernel.anchor
+    if not isinstance(anchor, Conv) or not anchor.depthwise or len(anchor.inputs) > 1:
+        return None
+    return Decision("depthwise", "taps", tile_x=4 if target.isa == "avx512-vnni" else 2)
 
 
 def dot(kernel: FusedKernel, target: Target) -> Decision | None:
@@ -80,7 +108,7 @@ def lanes(kernel: FusedKernel, target: Target) -> Decision | None:
     return Decision("lanes", "lanes")
 
 
-RULES: tuple[Rule, ...] = (depthwise, dot, lanes)
+RULES: tuple[Rule, ...] = (interleave, depthwise, dot, lanes)
 
 
 def decide(kernel: FusedKernel, target: Target) -> Decision:
