@@ -57,7 +57,8 @@ class BenchReport:
     @property
     def amortized_ms(self) -> float:
         """Median milliseconds per frame over a period."""
-        return _amortize(self.keyframe.median, self.residual and self.residual.median, self.period)
+        residual = None if self.residual is None else self.residual.median
+        return _amortize(self.keyframe.median, residual, self.period)
 
     @property
     def bops_amortized(self) -> float | None:

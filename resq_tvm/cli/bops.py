@@ -58,7 +58,8 @@ def bops(
 
         with console.progress("load") as progress:
             progress(model)
-            module = Annotate(plan)(load(model, input_shape=shape).module)
+            annotate: Any = Annotate(plan)  # TVM's decorator makes the class callable
+            module = annotate(load(model, input_shape=shape).module)
     report = count(module, period)
 
     def render(out: Any) -> None:

@@ -1,8 +1,6 @@
 """Errors of a scheme's predictions against the float network, and the verdict over schemes.
 
-The rule of the project: on the same residual frames, F is the error of frame W8A8, H that of
-holding the W8A8 keyframe's output, e the scheme's; recovery is (H - e) / (H - F). A clip where
-H < 1.25 · F moves too little to tell schemes apart.
+What recovery means, and when it means nothing, is in `resq_tvm.evaluate.judge`.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 from resq_tvm.processing.postprocess import ClassMap, Landmarks, Prediction
 
 ACCEPTED_RECOVERY = 0.8
-MOVES_FROM = 1.25
 _SAME_TIME = 1.03  # times within 3 % are one time: that is the noise of a shared machine
 
 
@@ -55,13 +52,6 @@ class Entry:
     bops: float
     ms: float
     errors: NDArray[np.float64]  # per frame of the clip
-
-
-def recovery(error: float, held: float, framed: float) -> float | None:
-    """Return (H - e) / (H - F); None where the clip moves too little for it to mean anything."""
-    if held < MOVES_FROM * framed or held <= framed:
-        return None
-    return (held - error) / (held - framed)
 
 
 def verdict(entries: Sequence[Entry]) -> tuple[Entry, str]:

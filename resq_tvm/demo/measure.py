@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from resq_tvm.bops import count
 from resq_tvm.clips import PreparedClip
 from resq_tvm.compiler import compile as compile_network
-from resq_tvm.demo.judge import Entry, error_unit, frame_error, hold, recovery
+from resq_tvm.demo.judge import Entry, error_unit, frame_error, hold
 from resq_tvm.demo.subject import Subject
+from resq_tvm.evaluate.judge import recovery
 from resq_tvm.network import Network, load
 from resq_tvm.predict import make_preprocessor, steps
 from resq_tvm.processing.postprocess import Prediction, interpret
@@ -87,7 +89,7 @@ def measure(
                 qnet,
                 output=Path(folder) / "demo.resq",
                 processing=subject.processing,
-                progress=lambda step, s=scheme, d=done: progress(f"{s}: {step}", d, total),
+                progress=partial(_tell, progress, scheme, done, total),
             )
             progress(f"run {scheme}", done, total)
             session = Session(artifact, period=period, copy=False, threads=threads)
@@ -103,6 +105,10 @@ def measure(
         (prepare.height, prepare.width),
         int(_judged(subject, period, len(pictures)).sum()),
     )
+
+
+def _tell(progress: Callable[..., None], scheme: str, done: int, total: int, step: str) -> None:
+    progress(f"{scheme}: {step}", done, total)
 
 
 def _run_float(net: Network, subject: Subject, pictures: list[Picture]) -> Run:
@@ -177,7 +183,7 @@ def _entries(subject: Subject, period: int, exact: Run, runs: dict[str, Run]) ->
     mean: dict[str, float] = {name: float(e[judged].mean()) for name, e in errors.items()}
 
     def entry(name: str, kind: str, run: Run) -> Entry:
-        share = recovery(mean[name], mean["hold"], mean["frame W8A8"])
+        share = recovery(mean["frame W8A8"], mean["hold"], mean[name])
         return Entry(name, kind, mean[name], share, run.bops, run.ms, errors[name])
 
     return [entry(name, kind, run) for name, kind, run in named]
