@@ -1,7 +1,7 @@
 """The peers that our programs are measured beside: int8 inference engines on the same network.
 
 Every peer is a callable on one preprocessed frame. Quantized models are made once from the
-calibration frames given and kept in a cache folder, keyed by the source model and the peer's version.
+calibration frames given and kept in a cache folder, keyed by source model and version.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def openvino_int8(source: Any, calibration: Sequence[Frame], threads: int) -> Pe
             model = ov.convert_model(
                 source, example_input=torch.from_numpy(calibration[0]), input=calibration[0].shape
             )
-        model = nncf.quantize(
-            model, nncf.Dataset(list(calibration)), subset_size=len(calibration)
-        )
+        model = nncf.quantize(model, nncf.Dataset(list(calibration)), subset_size=len(calibration))
         ov.save_model(model, str(path), compress_to_fp16=False)
     core = ov.Core()
     options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
@@ -100,7 +98,9 @@ def onnxruntime_int8(source: Any, calibration: Sequence[Frame], threads: int) ->
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return Peer(f"ONNX Runtime {ort.__version__} int8 (QDQ)", lambda x: session.run(None, {name: x}))
+    return Peer(
+        f"ONNX Runtime {ort.__version__} int8 (QDQ)", lambda x: session.run(None, {name: x})
+    )
 
 
 def litert_float(source: Path, threads: int) -> Peer:

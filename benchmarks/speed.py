@@ -93,7 +93,9 @@ def main() -> None:
                 f"p90 {row['p90']:.2f})   {row['ratio']:.2f} x"
             )
     if args.json:
-        args.json.write_text(json.dumps({"device": device, "results": results}, indent=2, default=str))
+        args.json.write_text(
+            json.dumps({"device": device, "results": results}, indent=2, default=str)
+        )
 
 
 main()

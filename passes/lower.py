@@ -1,10 +1,10 @@
 """Lower fused programs to scheduled PrimFuncs on physical tensors.
 
 Requires `FuseKernels`. Plans the physical layout of every value (halos of code tensors, padded
-channels; see `resq_tvm.schedules.spec`), asks the schedules for one PrimFunc per composite, and replaces the
-composites by ``call_tir``. Constants become entries of one ``params`` tuple, the last parameter of both
-programs: ``keyframe(x…, params)`` and ``residual(x…, (state…), params)``. Opaque operators
-stay as they are, on plain tensors.
+channels; see `resq_tvm.schedules.spec`), asks the schedules for one PrimFunc per composite, and
+replaces the composites by ``call_tir``. Constants become entries of one ``params`` tuple, the last
+parameter of both programs: ``keyframe(x…, params)`` and ``residual(x…, (state…), params)``.
+Opaque operators stay as they are, on plain tensors.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from resq_tvm.passes.graph import const_value, is_const, is_linear_layer, op_name
+from resq_tvm.passes.graph import is_const, is_linear_layer, op_name
 
 _LOCAL_SHAPE = frozenset(
     f"relax.{name}" for name in ("concat", "strided_slice", "reshape", "permute_dims", "nn.pad")
@@ -21,7 +21,8 @@ ELEMENTWISE = frozenset(
     f"relax.{name}"
     for name in (
         "add", "subtract", "multiply", "divide", "maximum", "minimum", "negative", "abs", "exp",
-        "sqrt", "sigmoid", "tanh", "erf", "nn.relu", "clip", "nn.prelu", "nn.leakyrelu", "nn.gelu", "nn.silu",
+        "sqrt", "sigmoid", "tanh", "erf", "clip", "nn.relu", "nn.prelu", "nn.leakyrelu", "nn.gelu",
+        "nn.silu",
     )
 )  # fmt: skip
 
@@ -37,15 +38,8 @@ def is_linear(call: Any) -> bool:
 def is_recomputed(call: Any) -> bool:
     """Whether a linear operator is so cheap that it is computed on full values, too.
 
-    Holds for elementwise and shape operators; not for layers, pooling and resizing, whose keyframe value is
-    state where it is needed.
+    Holds for elementwise and shape operators; not for layers, pooling and resizing, whose
+    keyframe value is state where it is needed.
     """
     name = op_name(call)
     return is_linear(call) and (name in _LINEAR_LOCAL or name == "relax.multiply")
-
-
-def check_canonical_constant(call: Any) -> bool:
-    """Whether a binary operator's constant, if any, is its second operand and per channel."""
-    if len(call.args) < 2 or not is_const(call.args[1]):
-        return True
-    return const_value(call.args[1]).ndim <= 1

@@ -86,8 +86,9 @@ class Scheme:
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """How every linear layer gets its precision: overrides, then the first/last rule, then the
-    scheme.
+    """How every linear layer gets its precision.
+
+    Overrides come first, then the first/last rule, then the scheme.
 
     Parameters
     ----------

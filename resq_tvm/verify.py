@@ -1,9 +1,9 @@
 """Hold an artifact's kernels against the reference executor, layer by layer and end to end.
 
-Every kernel of the built library runs on the artifact's own inputs (the outputs of the kernels before
-it) beside the reference executor on the same inputs: that is the check per layer. A second chain
-runs the reference alone from the frame on: the share of codes in which the chains differ is the
-end-to-end figure.
+Every kernel of the built library runs on the artifact's own inputs (the outputs of the kernels
+before it) beside the reference executor on the same inputs: that is the check per layer. A second
+chain runs the reference alone from the frame on: the share of codes in which the chains differ is
+the end-to-end figure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from resq_tvm.compiler import Compiled
 
 EXACT_NODES = frozenset(
-    "anchor load vector scalar dequantize add sub mul max min neg abs prelu round16 quantize".split()
+    ("anchor", "load", "vector", "scalar", "dequantize", "add", "sub", "mul", "max", "min")
+    + ("neg", "abs", "prelu", "round16", "quantize")
 )
 
 
