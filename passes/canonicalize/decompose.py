@@ -7,6 +7,7 @@ have been folded. What has no canonical spelling is left for the final check to 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -68,7 +69,7 @@ def _split(self: _Decomposer, call: Any) -> Any:
         # A last piece may be smaller: the others are rounded up.
         size = -(-shape[axis] // int(getattr(given, "value", given)))
         bounds = [*range(0, shape[axis], size), shape[axis]]
-    pieces = zip(bounds, bounds[1:], strict=False)
+    pieces = itertools.pairwise(bounds)
     return relax.Tuple([self.then(op.strided_slice(x, [axis], [a], [b])) for a, b in pieces])
 
 

@@ -54,6 +54,7 @@ class LayoutRewriter(Rewriter):
         self._params = 0
 
     def param(self, var: Any) -> Any:
+        """Store a channel-first input channel-last."""
         entry = self._inputs[self._params]
         self._params += 1
         shape = shape_of(var)
@@ -70,6 +71,7 @@ class LayoutRewriter(Rewriter):
         return relax.Var(var.name, relax.TensorType(last, str(var.ty.dtype)))
 
     def output(self, index: int, value: Any) -> Any:
+        """Record the layout of a 4-D output; give others in source order."""
         old = self.results[index]
         entry = self._outputs[index]
         entry["layout"] = ""
@@ -79,12 +81,14 @@ class LayoutRewriter(Rewriter):
         return value
 
     def attributes(self) -> dict[str, Any]:
+        """Return the descriptions of inputs and outputs with their layouts."""
         return {
             "resq.inputs": json.dumps(self._inputs),
             "resq.outputs": json.dumps(self._outputs),
         }
 
     def rewrite(self, var: Any, value: Any) -> Any:
+        """Apply the operator's rule, or give it its operands in source order."""
         old = self.graph.producers[var]
         rule = RULES.get(op_name(value))
         made = rule(self, var, old) if rule is not None else None

@@ -71,7 +71,7 @@ class Names:
         return name
 
     def numbered(self, kind: str) -> str:
-        """Return the first free of ``kind_0``, ``kind_1`` …"""
+        """Return the first free one of ``kind_0``, ``kind_1`` and so on."""
         count = 0
         while f"{kind}_{count}" in self._taken:
             count += 1

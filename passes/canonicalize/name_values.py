@@ -1,4 +1,4 @@
-"""Name every value: linear layers keep their names, the others become ``relu_0``, ``add_3`` …
+"""Name every value: linear layers keep their names, others become ``relu_0`` and the like.
 
 Runs last, so that the numbers are those of the canonical module. Needs `NameLayers` before.
 """
