@@ -57,7 +57,7 @@ class _PhaseBlock:
         chosen = packed[block.start : block.start + block.count * width]
         steps, group = chosen.shape[2:]
         tiles = chosen.reshape(block.count, width, LANES, steps, group)
-        tiles = np.ascontiguousarray(tiles.transpose(0, 3, 1, 2, 4))
+        tiles = tiles.transpose((0, 3, 1, 4, 2) if dot.planar else (0, 3, 1, 2, 4))
         self.weight = ctx.constant("w", tiles.reshape(block.count, steps, width, LANES * group))
         zero = ctx.kernel.code.zero_point
         start = -zero * chosen.astype(np.int32).sum(axis=(2, 3))

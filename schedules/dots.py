@@ -17,26 +17,36 @@ from resq_tvm.targets.preset import Target
 
 @dataclass(frozen=True)
 class Dot:
-    """Plain TIR: one channel at a time, products in int16.
+    """Plain TIR: two channels at a time, summed in int16.
 
-    The meaning of all: ``acc[i] += Σ_g stored[g] · weight[i][g]``.
+    The meaning of all: ``acc[i] += Σ_g code[g] · weight[i][g]``, where VNNI takes the stored value
+    for the code. Codes and weights are symmetric (|v| <= 127): two products are at most 32258.
+    ``planar`` packs weights ``[g][i]`` instead of ``[i][g]``.
     """
 
-    group: int = 1
+    group: int = 2
     pieces: int = 1
+    planar: bool = True
 
     def activation(self, code: Code, buffer: Any, index: list[Expr]) -> Any:
         """Load ``group`` channels of one pixel, prepared for `multiply`."""
-        return code.bind(splat(cast(load(buffer, index, 1), "int16", 1), 16), "a")
+        *pixel, c = index
+        return [
+            code.bind(splat(cast(load(buffer, [*pixel, c + g], 1), "int16", 1), 16), "a")
+            for g in range(self.group)
+        ]
 
     def weight(self, code: Code, buffer: Any, index: list[Expr], piece: int) -> Any:
         """Load the weights of one piece of a vector, prepared for `multiply`."""
-        return code.bind(cast(load(buffer, [*index, 0], 16), "int16", 16), "w")
+        return [
+            code.bind(cast(load(buffer, [*index, 16 * g], 16), "int16", 16), "w")
+            for g in range(self.group)
+        ]
 
     def multiply(self, code: Code, acc: Expr, activation: Any, weight: Any) -> Expr:
         """Return the accumulators plus the products."""
-        # |code · weight| <= 127 · 127 fits int16.
-        return acc + cast(activation * weight, "int32", 16)
+        first, second = (a * w for a, w in zip(activation, weight, strict=True))
+        return acc + cast(first + second, "int32", 16)
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class VnniDot(Dot):
     """
 
     group: int = 4
+    planar: bool = False
 
     def activation(self, code: Code, buffer: Any, index: list[Expr]) -> Any:
         """Broadcast four bytes to all 32-bit lanes."""
@@ -72,6 +83,7 @@ class Avx2Dot(Dot):
 
     group: int = 4
     pieces: int = 2
+    planar: bool = False
 
     def activation(self, code: Code, buffer: Any, index: list[Expr]) -> Any:
         """Broadcast four bytes; both they and their magnitudes are needed."""

@@ -14,6 +14,8 @@ from resq_tvm.targets.preset import Target
 
 _SMALL_WEIGHT = 16 << 10  # bytes: half of the first cache level
 
+# 16-lane accumulators of a tile: with more, LLVM spills some (found with benchmarks/kernels.py).
+_ACCUMULATORS = {"avx512-vnni": 16, "avx2": 4, "generic": 4}
 _MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
 
 Rule = Callable[[FusedKernel, Target], Decision | None]
@@ -65,16 +67,14 @@ def dot(kernel: FusedKernel, target: Target) -> Decision | None:
         return None
     rows, columns = _phase_plane(kernel, anchor)
     vectors = -(-kernel.c // 16)
-    registers = target.registers * target.register_lanes // 16
-    budget = registers - max(2, 32 // target.register_lanes)
+    limit = _ACCUMULATORS[target.isa]
     best = None
     for tile_o in range(1, min(4, vectors) + 1):
         for tile_y in (1, 2, 4):
             if tile_y > rows:
                 continue
-            for tile_x in range(1, min(columns, 28) + 1):
-                pixels = tile_y * tile_x
-                if pixels * tile_o > max(1, budget - tile_o):
+            for tile_x in range(1, min(columns, limit) + 1):
+                if tile_y * tile_x * tile_o > limit:
                     continue
                 cost = _estimate(rows, columns, vectors, tile_y, tile_x, tile_o)
                 if best is None or cost < best[0]:
@@ -97,9 +97,8 @@ def _estimate(
         return max(pixels * width, 4.5, loads / 2) + 0.1 + 0.02 * loads
 
     full, rest = divmod(vectors, tile_o)
-    # Beyond 16 accumulators LLVM spills some, and below it every one costs time to compile.
-    accumulators = pixels * tile_o
-    crowding = 1 + 0.002 * max(0, accumulators - 8) + 0.03 * max(0, accumulators - 16)
+    # Beyond what hides the latency, accumulators only cost time to compile.
+    crowding = 1 + 0.002 * max(0, pixels * tile_o - 8)
     return crowding * tiles * (full * step(tile_o) + (step(rest) if rest else 0.0))
 
 
