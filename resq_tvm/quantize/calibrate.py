@@ -1,7 +1,8 @@
 """Calibrate a network: give its layers their precision and fit every activation quantizer.
 
-The float network runs over the clips; keyframe quantizers see the values of keyframes, residual
-quantizers the differences to the keyframe (or to the previous frame). Memory stays bounded:
+The float network runs over the clips; keyframe quantizers see the values of all frames (any frame
+may become a keyframe), residual quantizers the differences to the keyframe (or to the previous
+frame). Memory stays bounded:
 quantizers are fitted in groups, the network runs once per group.
 """
 
@@ -100,7 +101,7 @@ def calibrate(
     module = Annotate(plan)(net.module)
     main = module["main"]
     frames = read_groups(net, clips, 1 if plan.scheme.residual is None else period, samples)
-    fitter = _Fitter(main, frames, candidates, granularity, residual == "recurrent")
+    fitter = _Fitter(main, frames, samples, candidates, granularity, residual == "recurrent")
     scales = fitter.run(progress or (lambda _line: None))
     options = {"granularity": granularity, "residual": residual, "period": period}
     main = main.with_attr("resq.scales", json.dumps(scales))
@@ -125,12 +126,14 @@ class _Fitter:
         self,
         main: Any,
         frames: FrameGroups,
+        samples: int,
         candidates: int,
         granularity: str,
         recurrent: bool,
     ) -> None:
         self.main = main
         self.frames = frames
+        self.samples = samples
         self.candidates = candidates
         self.granularity = granularity
         self.recurrent = recurrent
@@ -158,14 +161,14 @@ class _Fitter:
     def _tasks(self) -> list[_Task]:
         tasks = []
         for program, count in zip(
-            PROGRAMS, (self.frames.keyframes, self.frames.residuals), strict=True
+            PROGRAMS, (self.frames.count, self.frames.residuals), strict=True
         ):
             for point in quant_points(self.main, self.layers, program):
                 inputs = sum(self.size[value] for value in set(point.reads))
                 outputs = sum(
                     int(np.prod(shape_of(self.calls[layer]))) * 4 for layer in point.layers
                 )
-                fitting = max(1, min(count, _POINT_BYTES // (inputs + outputs)))
+                fitting = max(1, min(count, self.samples, _POINT_BYTES // (inputs + outputs)))
                 chosen = np.linspace(0, count - 1, fitting).round().astype(int)
                 tasks.append(_Task(program, point, frozenset(chosen.tolist()), inputs * fitting))
         # The two quantizers of a value side by side: one run over the clips serves both.

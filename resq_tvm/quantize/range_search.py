@@ -5,8 +5,8 @@ the smallest ``||X * w - q(X; s) * w'||_F``, where w' is the quantized weight. S
 one quantizer add up their errors, each divided by ``||X * w||_F``.
 
 One deviation: residuals have long tails, and at 4 bits the best range is often below a tenth of
-the largest value, where a line of 20 candidates has only one or two. A second, finer line between
-the neighbours of the best candidate follows.
+the largest value, where a line of 20 candidates has only one or two. So the first line is tried on
+a few samples only, and a second, finer line around its best candidate on all of them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from resq_tvm.passes.weights import output_axis, quantize_weight
 from resq_tvm.reference.ops_linear import float_layer
 from resq_tvm.scheme import code_limit
 
+_FIRST_SAMPLES = 8  # that the first line is tried on
 _CHUNK = 1 << 20  # elements of input that one torch call takes: enough to be busy, still in cache
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The scale found, its error (relative, summed over the layers) and min-max's error."""
+    """The scale found, its error (relative, summed over the layers) and min-max's."""
 
     scale: float
     error: float
@@ -88,26 +89,53 @@ def fit_scale(
     largest = max(float(x.abs().max()) for value in point.values for x in samples.get(value, ()))
     if largest == 0.0:
         return Fit(float(np.float32((fallback or 1.0) / limit)), 0.0, 0.0)
+    step = np.float32(largest / limit / candidates)
     with torch.no_grad():
-        batches = [_batch(point, probes, samples, part) for part in _parts(point, samples)]
-        exact = _norms(
-            (y.square().sum(dtype=torch.float64) for y in batch.outputs) for batch in batches
-        )
-
-        def error(scale: np.float32) -> float:
-            norms = _norms(batch.squared_errors(scale, limit) for batch in batches)
-            return float(sum(n / e for n, e in zip(norms, exact, strict=True) if e > 0.0))
-
-        step = np.float32(largest / limit / candidates)
-        line = {k: error(np.float32(k) * step) for k in range(1, candidates + 1)}
+        few = _Trial(point, probes, _spread(samples, _FIRST_SAMPLES), limit)
+        line = {k: few.error(np.float32(k) * step) for k in range(1, candidates + 1)}
         best = min(line, key=line.__getitem__)
-        found = {np.float32(k) * step: e for k, e in line.items()}
+        trial = _Trial(point, probes, samples, limit)
+        found = {
+            scale: trial.error(scale)
+            for scale in {np.float32(k) * step for k in (best, candidates)}
+        }
         for fraction in np.linspace(best - 1, best + 1, candidates // 2 + 2)[1:-1]:
             scale = np.float32(fraction) * step
-            if scale > 0 and fraction <= candidates and scale not in found:
-                found[scale] = error(scale)
+            if fraction <= candidates and scale not in found:
+                found[scale] = trial.error(scale)
     scale = min(found, key=found.__getitem__)
-    return Fit(float(scale), found[scale], line[candidates])
+    return Fit(float(scale), found[scale], found[np.float32(candidates) * step])
+
+
+def _spread(
+    samples: Mapping[str, Sequence[torch.Tensor]], count: int
+) -> dict[str, list[torch.Tensor]]:
+    """Take ``count`` samples of every value, evenly spread."""
+    chosen = {}
+    for value, tensors in samples.items():
+        indices = np.linspace(0, len(tensors) - 1, min(count, len(tensors))).round()
+        chosen[value] = [tensors[int(i)] for i in indices]
+    return chosen
+
+
+class _Trial:
+    """The error of one quantizer, as a function of its scale, on given samples."""
+
+    def __init__(
+        self,
+        point: QuantPoint,
+        probes: Sequence[LayerProbe],
+        samples: Mapping[str, Sequence[torch.Tensor]],
+        limit: int,
+    ) -> None:
+        self.limit = limit
+        self.batches = [_batch(point, probes, samples, part) for part in _parts(point, samples)]
+        self.exact = _norms((_square(y) for y in batch.outputs) for batch in self.batches)
+
+    def error(self, scale: np.float32) -> float:
+        """Return the layers' relative output errors, summed."""
+        norms = _norms(batch.squared_errors(scale, self.limit) for batch in self.batches)
+        return sum(n / e for n, e in zip(norms, self.exact, strict=True) if e > 0.0)
 
 
 @dataclass(frozen=True)
@@ -119,7 +147,7 @@ class _Batch:
     inputs: dict[str, torch.Tensor]
     outputs: list[torch.Tensor]
 
-    def squared_errors(self, scale: np.float32, limit: int) -> Iterator[torch.Tensor]:
+    def squared_errors(self, scale: np.float32, limit: int) -> Iterator[float]:
         """Yield ``||X * w - q(X) * w'||^2`` of each layer."""
         reciprocal = float(np.float32(1) / scale)
         codes = {
@@ -127,8 +155,7 @@ class _Batch:
             for value, x in self.inputs.items()
         }
         for value, probe, exact in zip(self.reads, self.probes, self.outputs, strict=True):
-            difference = torch.sub(exact, probe.quantized(codes[value]), alpha=float(scale))
-            yield difference.square_().sum(dtype=torch.float64)
+            yield _square(torch.sub(exact, probe.quantized(codes[value]), alpha=float(scale)))
 
 
 def _parts(point: QuantPoint, samples: Mapping[str, Sequence[torch.Tensor]]) -> list[slice]:
@@ -153,6 +180,10 @@ def _join(samples: Sequence[torch.Tensor]) -> torch.Tensor:
     return samples[0] if len(samples) == 1 else torch.cat(list(samples))
 
 
-def _norms(parts: Iterable[Iterable[torch.Tensor]]) -> list[float]:
+def _square(x: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(x)) ** 2
+
+
+def _norms(parts: Iterable[Iterable[float]]) -> list[float]:
     """Return per layer the norm over all parts, from their squared norms."""
-    return [float(np.sqrt(sum(float(s) for s in sums))) for sums in zip(*parts, strict=True)]
+    return [float(np.sqrt(sum(squares))) for squares in zip(*parts, strict=True)]

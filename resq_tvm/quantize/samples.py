@@ -27,14 +27,14 @@ class FrameGroups:
     groups: tuple[tuple[Inputs, ...], ...]
 
     @property
-    def keyframes(self) -> int:
-        """Number of keyframes."""
-        return len(self.groups)
+    def count(self) -> int:
+        """Number of frames: any of them is a keyframe to the keyframe quantizers."""
+        return sum(len(group) for group in self.groups)
 
     @property
     def residuals(self) -> int:
-        """Number of residual frames."""
-        return sum(len(group) - 1 for group in self.groups)
+        """Number of frames that have a keyframe before them in their run."""
+        return self.count - len(self.groups)
 
 
 def read_groups(net: Network, clips: Iterable[Clip], period: int, samples: int) -> FrameGroups:
@@ -63,11 +63,11 @@ def read_groups(net: Network, clips: Iterable[Clip], period: int, samples: int) 
             if missing <= 0:
                 break
     found = FrameGroups(tuple(groups))
-    if not found.keyframes:
+    if not found.count:
         raise CalibrationError("the calibration clips hold no frame; give at least one clip")
     if period > 1 and not found.residuals:
         raise CalibrationError(
-            f"the calibration clips hold {found.keyframes} frame(s), none next to another; "
+            f"the calibration clips hold {found.count} frame(s), none next to another; "
             "residuals need clips of at least two consecutive frames"
         )
     return found
@@ -86,30 +86,31 @@ def collect(
     main : relax.Function
         Canonical ``main``.
     wanted : mapping
-        ``"keyframe"`` and ``"residual"`` → value → which of that program's frames, counted from 0.
+        ``"keyframe"`` → value → which frames; ``"residual"`` → value → which residual frames
+        (both counted from 0).
     recurrent : bool
         Residuals against the previous frame instead of the keyframe.
 
     Returns
     -------
     dict
-        (program, value) → frame → sample: values of keyframes, differences of residual frames.
+        (program, value) → frame → sample: the value, or its difference of a residual frame.
     """
     store: Store = {(program, value): {} for program, values in wanted.items() for value in values}
     names = {value for _, value in store}
     seen: dict[str, torch.Tensor] = {}
     run = Executor(main, watch=names, observe=seen.__setitem__)
-    residual = 0
-    for number, group in enumerate(frames.groups):
+    number = residual = 0
+    for group in frames.groups:
         reference: dict[str, torch.Tensor] = {}
         for position, inputs in enumerate(group):
             seen.clear()
             run(*inputs)
-            if position == 0:
-                for value, chosen in wanted["keyframe"].items():
-                    if number in chosen:
-                        store["keyframe", value][number] = seen[value].clone()
-            else:
+            for value, chosen in wanted["keyframe"].items():
+                if number in chosen:
+                    store["keyframe", value][number] = seen[value]
+            number += 1
+            if position > 0:
                 for value, chosen in wanted["residual"].items():
                     if residual in chosen:
                         store["residual", value][residual] = seen[value] - reference[value]

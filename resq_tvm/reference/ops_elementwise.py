@@ -30,11 +30,12 @@ def clip(call: Any, differentiable: bool) -> Kernel:
 
 def prelu(call: Any, differentiable: bool) -> Kernel:
     """``relax.nn.prelu``: ``x > 0 ? x : slope·x``, slope along ``axis``."""
-    rank = len(call.ty.shape)
-    axis = int(call.attrs.axis) % rank
+    axis = int(call.attrs.axis) % len(call.ty.shape)
     slope = tensor(call.args[1])
-    slope = slope.reshape([-1 if d == axis else 1 for d in range(rank)])
-    return lambda x: torch.where(x > 0, x, x * slope)
+    if slope.numel() == 1:
+        return lambda x: F.prelu(x, slope.reshape(1))
+    # torch wants the channels second: views, and the fused kernel keeps their memory order.
+    return lambda x: F.prelu(x.movedim(axis, 1), slope).movedim(1, axis)
 
 
 def leaky_relu(call: Any, differentiable: bool) -> Kernel:

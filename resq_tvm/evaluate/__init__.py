@@ -1,0 +1,1 @@
+"""Judging accuracy: errors against labels or the float network, beside holding the keyframe."""

@@ -1,0 +1,132 @@
+"""Is a residual scheme worth its cost? F, H, e and the recovery, on the same frames.
+
+* F: error of quantizing every frame on its own (usually W8A8);
+* H: error of holding the keyframe's output until the next keyframe;
+* e: error of the scheme;
+* recovery ``(H - e) / (H - F)``: 1 is as good as computing every frame anew, 0 as good as
+  holding. Where ``H < 1.25 F`` nothing moves that matters, and the recovery does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
+
+from resq_tvm.errors import ConfigError
+
+MOTION_THRESHOLD = 1.25
+
+P = TypeVar("P")
+ErrorOf = Callable[[Sequence[P], Sequence[int]], float]
+"""(a prediction per frame of the clip, the frames that count) → their error."""
+
+
+class Runner(Protocol):
+    """What runs a stream frame by frame: a `Session` or a `ReferenceSession`."""
+
+    def reset(self) -> None:
+        """Forget the stream."""
+
+    def __call__(self, frame: Any) -> Any:
+        """Run one frame."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """F, H and e over one choice of frames."""
+
+    frames: int
+    frame: float
+    hold: float
+    scheme: float
+
+    @property
+    def counts(self) -> bool:
+        """Whether enough moves for the recovery to mean something."""
+        return self.hold >= MOTION_THRESHOLD * self.frame and self.hold > self.frame
+
+    @property
+    def recovery(self) -> float | None:
+        """The recovery, None where it does not count."""
+        return recovery(self.frame, self.hold, self.scheme)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Errors on residual frames (the verdict) and on all frames (beside it)."""
+
+    period: int
+    residual: Errors
+    all: Errors
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        data: dict[str, Any] = {"period": self.period}
+        for name, errors in (("residual", self.residual), ("all", self.all)):
+            data[name] = {
+                **asdict(errors),
+                "counts": errors.counts,
+                "recovery": errors.recovery,
+            }
+        return data
+
+
+def recovery(frame: float, hold: float, scheme: float) -> float | None:
+    """Return ``(H - e) / (H - F)``, or None where ``H < 1.25 F``."""
+    if hold < MOTION_THRESHOLD * frame or hold <= frame:
+        return None
+    return (hold - scheme) / (hold - frame)
+
+
+def judge(
+    frame: Sequence[P],
+    scheme: Sequence[P],
+    period: int,
+    error: ErrorOf[P],
+    counted: Iterable[int] | None = None,
+) -> Judgement:
+    """Compare a scheme with frame quantization and with holding, on the same frames.
+
+    Parameters
+    ----------
+    frame : sequence
+        Predictions of frame quantization, one per frame of the clip; keyframes are held from it.
+    scheme : sequence
+        Predictions of the scheme, frame 0 a keyframe and then every ``period``-th.
+    period : int
+    error : callable
+        For example `SegmentationError` or `LandmarkError`.
+    counted : iterable of int, optional
+        The frames that count; all by default.
+
+    Raises
+    ------
+    ConfigError
+        If the sequences differ in length, the period is below 2, or no residual frame counts.
+    """
+    if len(frame) != len(scheme):
+        raise ConfigError(
+            f"{len(frame)} frame predictions beside {len(scheme)} of the scheme; "
+            "run both on the same clip"
+        )
+    if period < 2:
+        raise ConfigError(f"period {period} has no residual frames to judge; use at least 2")
+    every = sorted(set(range(len(frame)) if counted is None else counted))
+    if every and not 0 <= every[0] <= every[-1] < len(frame):
+        raise ConfigError(f"frame {every[-1]} counts but the clip has {len(frame)} frames")
+    residual = [n for n in every if n % period]
+    if not residual:
+        raise ConfigError(f"none of the {len(every)} counted frames is a residual frame")
+    held = [frame[n - n % period] for n in range(len(frame))]
+
+    def errors(frames: list[int]) -> Errors:
+        return Errors(len(frames), error(frame, frames), error(held, frames), error(scheme, frames))
+
+    return Judgement(period, errors(residual), errors(every))
+
+
+def predict(runner: Runner, frames: Iterable[Any], decode: Callable[[Any], P]) -> list[P]:
+    """Run a clip from its first frame and keep what ``decode`` makes of each frame's outputs."""
+    runner.reset()
+    return [decode(runner(frame)) for frame in frames]
