@@ -22,6 +22,7 @@ from resq_tvm.cli import (
     compile,
     demo,
     doctor,
+    evaluate,
     inspect,
     run,
 )
@@ -41,7 +42,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for verb in (demo, compile, calibrate, run, bench, bops, inspect, doctor):
+    for verb in (demo, compile, calibrate, run, bench, evaluate, bops, inspect, doctor):
         name = verb.__name__.rsplit(".", 1)[-1]
         app.command(name)(getattr(verb, name))
     return app

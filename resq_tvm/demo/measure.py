@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from resq_tvm.accuracy import float_predictions
 from resq_tvm.bops import count
 from resq_tvm.clips import PreparedClip
 from resq_tvm.compiler import compile as compile_network
@@ -24,7 +23,6 @@ from resq_tvm.network import Network, load
 from resq_tvm.predict import make_preprocessor, steps
 from resq_tvm.processing.postprocess import Prediction, interpret
 from resq_tvm.quantize.calibrate import calibrate
-from resq_tvm.reference.executor import Executor
 from resq_tvm.session import Session
 from resq_tvm.video.clip import FrameRange, Picture
 
@@ -112,22 +110,10 @@ def _tell(progress: Callable[..., None], scheme: str, done: int, total: int, ste
 
 
 def _run_float(net: Network, subject: Subject, pictures: list[Picture]) -> Run:
-    prepare = make_preprocessor(subject.processing, net.inputs)
-    executor = Executor(net.module["main"])
-    layouts = [output.layout for output in net.outputs]
-    predictions, times = [], []
-    with torch.inference_mode():
-        for picture in pictures:
-            frame = torch.from_numpy(np.ascontiguousarray(net.to_canonical(prepare(picture))))
-            start = time.perf_counter()
-            result = executor(frame)
-            times.append((time.perf_counter() - start) * 1e3)
-            values = result if isinstance(result, tuple | list) else (result,)
-            outputs = [net.from_canonical(v.numpy(), i) for i, v in enumerate(values)]
-            predictions.append(interpret(subject.processing.task, outputs, layouts))
+    predictions, times = zip(*float_predictions(net, subject.processing, pictures), strict=True)
     ms = float(np.median(times))
     bops = float(count(net.module, 1).bops_keyframe)
-    return Run(predictions, ms, ms, bops, bops)
+    return Run(list(predictions), ms, ms, bops, bops)
 
 
 def _run_session(session: Session, subject: Subject) -> Run:

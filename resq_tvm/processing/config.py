@@ -57,12 +57,16 @@ class RawTask(_Strict):
 
 
 class SegmentationTask(_Strict):
-    """Arg max over the channels of output ``output``; class i is painted ``palette[i]``."""
+    """Arg max over the channels of output ``output``; class i is painted ``palette[i]``.
+
+    ``void`` is the number of the class that does not count in an evaluation.
+    """
 
     task: Literal["segmentation"] = "segmentation"
     output: Annotated[int, Field(ge=0)] = 0
     classes: tuple[str, ...] = ()
     palette: tuple[Colour, ...] = ()
+    void: Annotated[int, Field(ge=0)] | None = None
     opacity: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 

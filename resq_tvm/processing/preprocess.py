@@ -101,4 +101,3 @@ class Preprocessor:
         values += self._offset
         image = values.reshape(1, self.height, self.width, 3)
         return image.transpose(0, 3, 1, 2) if self.channels_first else image
-

@@ -65,6 +65,7 @@ PRESETS: dict[str, ProcessingConfig] = {
         task=SegmentationTask(
             classes=tuple(name for name, _ in _CAMVID),
             palette=tuple(colour for _, colour in _CAMVID),
+            void=11,
         ),
     ),
     # 39 points: 33 of the body, 6 auxiliary; columns x, y, z, visibility, presence.

@@ -42,7 +42,9 @@ def open_folder(path: Path, on_broken: OnBroken = "raise", fps: float = 15.0) ->
     ClipError
         If the folder holds no image.
     """
-    images = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_natural)
+    images = sorted(
+        (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=natural_key
+    )
     if not images:
         raise ClipError(
             f"clip {str(path)!r} is empty: the folder holds no image "
@@ -153,6 +155,7 @@ def _broken(path: Path, good: int, reason: str | None) -> ClipError:
     )
 
 
-def _natural(path: Path) -> list[tuple[int, int | str]]:
+def natural_key(path: Path) -> list[tuple[int, int | str]]:
+    """Return the sorting key by which ``f2.png`` comes before ``f10.png``."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in parts]
