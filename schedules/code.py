@@ -74,7 +74,9 @@ class Code:
         return f"{name}{self._count}"
 
     def bind(self, value: Expr, name: str = "t") -> Any:
-        """Name a value, so that it is computed once."""
+        """Name a value, so that it is computed once; a Python number stays one."""
+        if isinstance(value, int):
+            return value
         var = tirx.Var(self._fresh(name), value.ty)
         self._scopes[-1].append(tirx.Bind(var, value))
         return var

@@ -7,6 +7,7 @@ fused operation where the CPU has it, so every product is fenced.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from tvm import tirx
 
 from resq_tvm.schedules import vecmath
@@ -20,7 +21,7 @@ from resq_tvm.schedules.code import (
     vector_type,
 )
 from resq_tvm.schedules.context import Context, at, pad_channels
-from resq_tvm.schedules.spec import Node
+from resq_tvm.schedules.spec import Node, TensorSpec
 
 _MAGIC_BITS = int(np.float32(vecmath.MAGIC).view(np.int32))
 
@@ -38,7 +39,7 @@ class Epilogue:
         self.live = self._live()
         self.native_half = ctx.target.isa != "generic"
         self.vectors = {
-            name: ctx.constant(name, pad_channels(np.asarray(array, np.float32), ctx.vectors))
+            name: ctx.constant(name, self._layout_vector(np.asarray(array, np.float32)))
             for name, array in ctx.kernel.vectors.items()
             if any(self.nodes[i].op == "vector" and self.nodes[i].name == name for i in self.live)
         }
@@ -54,10 +55,8 @@ class Epilogue:
                 pending.extend(self.nodes[i].args)
         return sorted(live)
 
-    @property
-    def reads_anchor(self) -> bool:
-        """Whether any stored value depends on the anchor."""
-        return any(self.nodes[i].op == "anchor" for i in self.live)
+    def _layout_vector(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        return pad_channels(array, self.ctx.vectors)
 
     def channels(self, c: Expr, lanes: int) -> None:
         """Bind what is the same at every pixel for channels ``c`` to ``c + lanes``."""
@@ -88,21 +87,30 @@ class Epilogue:
 
     def _load(self, name: str, y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
         spec = self.ctx.kernel.tensor(name)
-        buffer = self.ctx.buffer(name)
         if spec.h == 1 and spec.w == 1:
             y = x = 0
         single = spec.c == 1 and self.ctx.kernel.c > 1
         width = 1 if single else lanes
-        value = load(buffer, at(spec, y, x, 0 if single else c), width)
+        value = self._fetch(spec, at(spec, y, x, 0 if single else c), width)
         if spec.dtype == "float16":
-            bits = reinterpret(value, "uint16", width)
-            value = vecmath.from_half(self.code, bits, width, self.native_half)
+            value = vecmath.from_half(self.code, value, width, self.native_half)
         elif spec.dtype != "float32":
             value = cast(value, "int32", width)
             if self.ctx.kernel.code.zero_point:
                 value = value - constant(self.ctx.kernel.code.zero_point, "int32", width)
             value = cast(value, "float32", width)
         return splat(value, lanes) if single else value
+
+    def _fetch(self, spec: TensorSpec, index: list[Expr], lanes: int) -> Expr:
+        """Load lanes as they are stored; float16 as its bits."""
+        value = load(self.ctx.buffer(spec.name), index, lanes)
+        return reinterpret(value, "uint16", lanes) if spec.dtype == "float16" else value
+
+    def _put(self, spec: TensorSpec, index: list[Expr], value: Expr, lanes: int) -> None:
+        """Store lanes; float16 as its bits."""
+        if spec.dtype == "float16":
+            value = reinterpret(value, "float16", lanes)
+        self.code.store(self.ctx.buffer(spec.name), index, value, lanes)
 
     def _operation(self, node: Node, args: list[Expr], lanes: int) -> Expr:
         code = self.code
@@ -175,8 +183,7 @@ class Epilogue:
         spec = self.ctx.kernel.tensor(name)
         value = values[node]
         if spec.dtype == "float16":
-            bits = vecmath.to_half(self.code, value, lanes, self.native_half)
-            value = reinterpret(bits, "float16", lanes)
+            value = vecmath.to_half(self.code, value, lanes, self.native_half)
         elif spec.dtype != "float32":
             zero_point = self.ctx.kernel.code.zero_point
             if zero_point:
@@ -184,4 +191,4 @@ class Epilogue:
             value = cast(value, spec.dtype, lanes)
         elif self.nodes[node].op in ("quantize", "anchor"):
             value = cast(value, "float32", lanes)
-        self.code.store(self.ctx.buffer(name), at(spec, *position), value, lanes)
+        self._put(spec, at(spec, *position), value, lanes)

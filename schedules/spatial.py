@@ -8,12 +8,16 @@ import numpy as np
 from tvm import tirx
 
 from resq_tvm.schedules.code import Expr, cast, constant, load, splat
-from resq_tvm.schedules.context import LANES, Context, at
+from resq_tvm.schedules.context import LANES, Context, at, ceil_div
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.guards import within
+from resq_tvm.schedules.packed import PACK, PackedEpilogue, packable
 from resq_tvm.schedules.resample import axis_table
 from resq_tvm.schedules.spec import GlobalMean, Pool, Resize, Window
+from resq_tvm.schedules.tiles import overlap
 from resq_tvm.schedules.vecmath import fence
+
+_UNROLLED_TAPS = 25  # windows up to 5 × 5 are written out away from the borders
 
 Value = Callable[[Expr, Expr, Expr, int], Expr | None]
 
@@ -36,7 +40,17 @@ def over_output(ctx: Context, value: Value) -> None:
 
 def emit_walk(ctx: Context) -> None:
     """Emit a kernel whose epilogue's loads are all there is."""
-    over_output(ctx, lambda y, x, c, lanes: None)
+    if not packable(ctx):
+        over_output(ctx, lambda y, x, c, lanes: None)
+        return
+    kernel, code = ctx.kernel, ctx.code
+    epilogue = PackedEpilogue(ctx)
+    with (
+        code.loop(kernel.h, "y", ctx.decision.parallel) as y,
+        code.loop(ceil_div(kernel.w, PACK), "x") as x,
+    ):
+        epilogue.channels(0, LANES)
+        epilogue.pixel(None, y, overlap(x, PACK, kernel.w), 0, LANES)
 
 
 def emit_window(ctx: Context) -> None:
@@ -83,11 +97,29 @@ def emit_pool(ctx: Context) -> None:
         acc = code.allocate(LANES, "float32", "pool")
         start = float(np.finfo(np.float32).min) if largest else 0.0
         code.store(acc, [0], constant(start, "float32", lanes), lanes)
-        with code.loop(ky, "ky") as a, code.loop(kx, "kx") as b:
-            iy, ix = y * sy + a * dy - top, x * sx + b * dx - left
+
+        def tap(iy: Expr, ix: Expr) -> None:
+            old, new = load(acc, [0], lanes), load(buffer, [0, iy, ix, c], lanes)
+            code.store(acc, [0], tirx.Max(old, new) if largest else old + new, lanes)
+
+        y0, x0 = code.bind(y * sy + -top), code.bind(x * sx + -left)
+        inside = tirx.And(
+            within((y0, spec.h - dy * (ky - 1))), within((x0, spec.w - dx * (kx - 1)))
+        )
+        unrolled = ky * kx <= _UNROLLED_TAPS
+        if unrolled:
+            with code.when(inside):
+                for a in range(ky):
+                    for b in range(kx):
+                        tap(y0 + a * dy, x0 + b * dx)
+        with (
+            code.when(tirx.Not(inside) if unrolled else tirx.const(True, "bool")),
+            code.loop(ky, "ky") as a,
+            code.loop(kx, "kx") as b,
+        ):
+            iy, ix = y0 + a * dy, x0 + b * dx
             with code.when(within((iy, spec.h), (ix, spec.w))):
-                old, new = load(acc, [0], lanes), load(buffer, [0, iy, ix, c], lanes)
-                code.store(acc, [0], tirx.Max(old, new) if largest else old + new, lanes)
+                tap(iy, ix)
         result = load(acc, [0], lanes)
         if largest:
             return result
