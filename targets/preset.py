@@ -36,7 +36,7 @@ class Target:
         LLVM's name of the feature level.
     mattr : tuple of str
         LLVM features that are added to or (with ``-``) taken from the level.
-    requires : tuple of str
+    features : tuple of str
         Features, as ``/proc/cpuinfo`` spells them, without which the code does not run.
     registers : int
         Vector registers.
@@ -50,7 +50,7 @@ class Target:
     isa: str
     mcpu: str
     mattr: tuple[str, ...]
-    requires: tuple[str, ...]
+    features: tuple[str, ...]
     registers: int
     register_lanes: int
     code: CodeFormat
@@ -74,7 +74,7 @@ PRESETS = {
             isa="avx512-vnni",
             mcpu="icelake-server",
             mattr=("-prefer-256-bit",),
-            requires=(
+            features=(
                 "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512vbmi",
                 "avx512_vbmi2", "avx512_bitalg", "avx512_vpopcntdq", "avx512ifma", "gfni",
                 "vaes", "vpclmulqdq", "fma", "f16c", "bmi2", "sha_ni",
@@ -88,7 +88,7 @@ PRESETS = {
             isa="avx2",
             mcpu="x86-64-v3",
             mattr=(),
-            requires=("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"),
+            features=("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"),
             registers=16,
             register_lanes=8,
             code=CodeFormat("int8", 0),
@@ -98,7 +98,7 @@ PRESETS = {
             isa="generic",
             mcpu="x86-64",
             mattr=(),
-            requires=("sse2",),
+            features=("sse2",),
             registers=16,
             register_lanes=4,
             code=CodeFormat("int8", 0),
@@ -122,7 +122,7 @@ def cpu_features() -> frozenset[str]:
 
 def missing_features(target: Target) -> tuple[str, ...]:
     """Return the features that ``target`` requires and this CPU lacks, in the preset's order."""
-    return tuple(f for f in target.requires if f not in cpu_features())
+    return tuple(f for f in target.features if f not in cpu_features())
 
 
 def get_target(name: str = "auto") -> Target:
