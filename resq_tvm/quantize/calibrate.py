@@ -98,7 +98,8 @@ def calibrate(
             "use a period of at least 2 or a scheme without ->"
         )
     resolve_layers(net.module["main"], plan)  # a pass would hide the type of its errors
-    module = Annotate(plan)(net.module)
+    annotate: Any = Annotate(plan)
+    module = annotate(net.module)
     main = module["main"]
     frames = read_groups(net, clips, 1 if plan.scheme.residual is None else period, samples)
     fitter = _Fitter(main, frames, samples, candidates, granularity, residual == "recurrent")

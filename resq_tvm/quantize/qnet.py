@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import tvm
@@ -33,7 +33,7 @@ _MANIFEST = "network.json"
 _GRAPH = "graph.json"
 _CONSTANTS = "constants.safetensors"
 _PREFIX = "resq_constant_"
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 
 # What the libraries raise on well-hashed nonsense; TVM's internal errors are RuntimeErrors.
 _UNREADABLE = (
@@ -57,6 +57,21 @@ class _Options(_Strict):
     period: Annotated[int, Field(ge=1)]
 
 
+Scales = dict[str, Annotated[float, Field(gt=0, lt=1e30)]]
+
+
+class _Scales(_Strict):
+    keyframe: Scales
+    residual: Scales
+
+
+class _Hashes(_Strict):
+    """SHA-256 of the other files."""
+
+    graph: str
+    constants: str
+
+
 class _Record(_Strict):
     """The content of ``network.json``."""
 
@@ -69,9 +84,9 @@ class _Record(_Strict):
     inputs: Annotated[tuple[_Tensor, ...], Field(min_length=1)]
     outputs: Annotated[tuple[_Tensor, ...], Field(min_length=1)]
     layers: dict[str, str]
-    scales: dict[Literal["keyframe", "residual"], dict[str, Annotated[float, Field(gt=0, lt=1e30)]]]
+    scales: _Scales
     options: _Options
-    files: dict[Literal["graph.json", "constants.safetensors"], str]
+    sha256: _Hashes
 
 
 @dataclass(frozen=True)
@@ -136,9 +151,9 @@ class QuantizedNetwork:
             inputs=_tensors(self.network.inputs),
             outputs=_tensors(self.network.outputs),
             layers=self.layers,
-            scales=self.scales,
+            scales=_Scales(**self.scales),
             options=_Options(**self.options),
-            files={_GRAPH: _hash(graph), _CONSTANTS: _hash(tensors)},
+            sha256=_Hashes(graph=_hash(graph), constants=_hash(tensors)),
         )
         with atomic_folder(path, _MANIFEST) as folder:
             (folder / _GRAPH).write_bytes(graph)
@@ -159,15 +174,16 @@ class QuantizedNetwork:
         record = _read_record(folder)
         if record.tvm != tvm.__version__:
             raise _broken(folder, f"was written with tvm {record.tvm}, this is {tvm.__version__}")
-        content = {name: _read_checked(folder, name, record.files) for name in (_GRAPH, _CONSTANTS)}
+        graph = _read_checked(folder, _GRAPH, record.sha256.graph)
+        constants = _read_checked(folder, _CONSTANTS, record.sha256.constants)
         try:
-            main = tvm.ir.load_json(content[_GRAPH].decode())["main"]
-            main = _bind_constants(main, load_tensors(content[_CONSTANTS]))
+            main = tvm.ir.load_json(graph.decode())["main"]
+            main = _bind_constants(main, load_tensors(constants))
         except _UNREADABLE as error:
             raise _broken(folder, f"does not hold a network ({type(error).__name__})") from None
         attributes = {
             "resq.layers": record.layers,
-            "resq.scales": record.scales,
+            "resq.scales": record.scales.model_dump(),
             "resq.options": record.options.model_dump(),
         }
         for key, value in attributes.items():
@@ -249,11 +265,11 @@ def _read_record(folder: Path) -> _Record:
         raise _broken(folder, f"is invalid at {place!r}: {first['msg']}") from None
 
 
-def _read_checked(folder: Path, name: str, hashes: Mapping[Any, str]) -> bytes:
+def _read_checked(folder: Path, name: str, sha256: str) -> bytes:
     try:
         content = (folder / name).read_bytes()
     except OSError as error:
         raise _broken(folder, f"lacks {name} ({type(error).__name__})") from None
-    if hashes.get(name) != _hash(content):
+    if sha256 != _hash(content):
         raise _broken(folder, f"has a {name} that is truncated or tampered with")
     return content

@@ -36,10 +36,8 @@ class ReferenceSession:
         if self.period < 1:
             raise ConfigError(f"period {self.period} is out of range; use 1 or more")
         recurrent = qnet.options["residual"] == "recurrent"
-        programs = {
-            var.name_hint: func
-            for var, func in Partition(state_dtype, recurrent)(qnet.module).functions_items()
-        }
+        partition: Any = Partition(state_dtype, recurrent)
+        programs = {var.name_hint: func for var, func in partition(qnet.module).functions_items()}
         self._keyframe = Executor(programs["keyframe"], watch=())
         residual = programs.get("residual")
         self._residual = None if residual is None else Executor(residual, watch=())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,10 @@ def test_what_is_no_network_is_refused(saved: Path, tmp_path: Path) -> None:
 
 def test_consistent_nonsense_is_refused(saved: Path) -> None:
     """A file whose hash fits but whose content is no graph must still end in a typed error."""
-    import hashlib
-
-    files = json.loads((saved / "network.json").read_text())["files"]
+    hashes = json.loads((saved / "network.json").read_text())["sha256"]
     for text in ("{}", "[]", '{"root_index": 0, "nodes": []}'):
         (saved / "graph.json").write_text(text)
-        edit(saved, {"files": files | {"graph.json": hashlib.sha256(text.encode()).hexdigest()}})
+        found = hashlib.sha256(text.encode()).hexdigest()
+        edit(saved, {"sha256": hashes | {"graph": found}})
         with pytest.raises(ArtifactError, match="does not hold a network"):
             QuantizedNetwork.load(saved)
