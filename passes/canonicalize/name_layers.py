@@ -25,9 +25,7 @@ _KINDS = {
     "relax.nn.conv2d_transpose": "conv2d_transpose",
     "relax.matmul": "dense",
 }
-_ENDINGS = re.compile(
-    r"([_./](weights?|kernel|conv2d|depthwise|matmul|fusedbatchnormv3))+\d*$", re.I
-)
+_ENDING = re.compile(r"([._/]+weights?|/(kernel|conv2d|depthwise|matmul))$", re.I)
 
 
 @tvm.transform.module_pass(opt_level=0, name="NameLayers")
@@ -51,7 +49,7 @@ def fingerprint(weight: NDArray[Any]) -> str:
 
 def layer_name(source: str) -> str:
     """Return a weight's source name as an identifier, without the ending that says 'weight'."""
-    text = re.sub(r"[^A-Za-z0-9]+", "_", _ENDINGS.sub("", source)).strip("_")
+    text = re.sub(r"[^A-Za-z0-9_]", "_", _ENDING.sub("", source)).strip("_")
     return f"layer_{text}" if not text or text[0].isdigit() else text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -128,7 +129,10 @@ def match_shapes(
 def importing(model: str) -> Iterator[None]:
     """Turn whatever a converter raises into one `ModelError`."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # Converters and torch.export warn about their own internals.
+            warnings.simplefilter("ignore")
+            yield
     except ResqError:
         raise
     except Exception as error:

@@ -1,9 +1,9 @@
 """Read ``.pt2`` files without running what is in them.
 
 `torch.export.load` unpickles some parts of an archive, evaluates strings as Python, and resolves
-operators by name in all of torch. A file is therefore looked through first: weights must be plain bytes,
-example inputs must load as tensors only, symbolic sizes must be plain arithmetic, and operators must
-be ATen's. Older archives, which consist of pickles, are refused.
+operators by name in all of torch. A file is therefore looked through first: weights must be plain
+bytes, example inputs must load as tensors only, symbolic sizes must be plain arithmetic, and
+operators must be ATen's. Older archives, which consist of pickles, are refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ _TARGET = re.compile(
     r"torch\.ops\.(aten|prims)\.\w+\.\w+"
     r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pow|le|lt|ge|gt|eq|ne)"
 )
-_SIZE = re.compile(r"([su]\d+|Max|Min|FloorDiv|CleanDiv|Mod|[0-9]+|[-+*(),\s]|//)*")
+# SymPy's notation, e.g. Add(Integer(-1), Symbol('s53', positive=True, integer=True))
+_SIZE = re.compile(
+    r"((Symbol|Integer|Rational|Add|Mul|Pow|Max|Min|FloorDiv|CleanDiv|Mod|PythonMod)\("
+    r"|'[su]\d+'|(positive|nonnegative|integer|real)=(True|False)|-?\d+|[),\s])*"
+)
 _LARGEST_DESCRIPTION = 256 << 20
 
 
