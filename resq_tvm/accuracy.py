@@ -117,7 +117,8 @@ def against_float(net: Network, manifest: Manifest, clip: Clip) -> Reference:
     exact = [prediction for prediction, _ in float_predictions(net, processing, pictures)]
     if isinstance(exact[0], Landmarks):
         found = [p for p in exact if isinstance(p, Landmarks)]
-        return Reference(LandmarkError([p.points for p in found], [p.visible for p in found]), "px")
+        error = LandmarkError([p.points for p in found], [p.visible for p in found])
+        return Reference(error, "px", len(found))
     maps = [p.labels for p in exact if isinstance(p, ClassMap)]
 
     def disagreement(predictions: Sequence[Plain], frames: Sequence[int]) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
+    # Libraries warn their own developers; a user of this program can do nothing about it.
+    warnings.simplefilter("ignore")
     try:
         # Exit codes that a verb or the help asks for come back as values.
         code = build_app()(args, prog_name="resq-tvm", standalone_mode=False)

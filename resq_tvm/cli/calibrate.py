@@ -176,7 +176,7 @@ def obtain_qnet(
     window = parse_crop(crop) if crop is not None else None
     with console.progress("load") as progress:
         progress(model)
-        net = load(model, input_shape=shape, dump=dump)
+        net = load(model, input_shape=shape, dump=None if dump is None else dump / "load")
     prepare = make_preprocessor(processing, net.inputs)
     clips = [
         PreparedClip(clip.select(selected, window), prepare)

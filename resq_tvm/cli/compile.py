@@ -53,7 +53,8 @@ def compile(
     samples: Samples = 64,
     candidates: Candidates = 20,
     dump: Annotated[
-        Path | None, typer.Option("--dump", help="Folder for the TVMScript of every phase.")
+        Path | None,
+        typer.Option("--dump", help="Folder for every phase's TVMScript: load/, compile/."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -121,7 +122,7 @@ def compile(
             output=output,
             state_dtype=state_dtype,
             processing=config,
-            dump=dump,
+            dump=None if dump is None else dump / "compile",
             progress=progress,
         )
     manifest = artifact.manifest

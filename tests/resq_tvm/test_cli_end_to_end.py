@@ -1,0 +1,111 @@
+"""From a model to predictions by the command line alone, on the small network of the zoo."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.data import data_path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def resq(*arguments: object, code: int = 0) -> Any:
+    """Run the command line in a process of its own and return its JSON document."""
+    done = subprocess.run(
+        [sys.executable, "-m", "resq_tvm.cli", *map(str, arguments), "--json"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stderr if code else done.stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hold ``net.resq`` (W8A8->W8A4) and ``frame.resq`` (W8A8), compiled from one model."""
+    path = tmp_path_factory.mktemp("end-to-end")
+    (path / "segmentation.json").write_text(
+        json.dumps({"input": {"scale": 1 / 255}, "task": {"task": "segmentation"}})
+    )
+    common = ("--calibration", "random", "--calibration-frames", 8, "--period", 3,
+              "--processing", path / "segmentation.json")  # fmt: skip
+    result = resq(
+        "compile", "zoo:tiny_seg", *common, "--scheme", "W8A8->W8A4", "--dump", path / "dump",
+        "-o", path / "net.resq",
+    )  # fmt: skip
+    assert result["scheme"] == "W8A8->W8A4" and result["state_bytes"] > 0
+    assert result["arguments"]["target"].startswith("x86-")
+    assert all(len(list((path / "dump" / part).glob("*.py"))) >= 2 for part in ("load", "compile"))
+    resq("calibrate", "zoo:tiny_seg", *common, "--scheme", "W8A8", "-o", path / "frame.qnet")
+    resq("compile", path / "frame.qnet", "--processing", path / "segmentation.json", "-o",
+         path / "frame.resq")  # fmt: skip
+    return path
+
+
+def test_run(folder: Path) -> None:
+    summary = resq("run", folder / "net.resq", "--input", "random", "-o", folder / "predictions")
+    assert (summary["frames"], summary["keyframes"]) == (32, 11)
+    with np.load(summary["output"]) as archive:
+        scores = archive["output_0"]
+    assert scores.shape[0] == 32 and np.isfinite(scores).all()
+    assert Path(summary["overlay"]).stat().st_size > 1000
+
+
+def test_bench(folder: Path) -> None:
+    result = resq("bench", folder / "net.resq", "--threads", 1, "--repeats", 5)
+    assert result["bops_keyframe"] == 2 * result["bops_residual"]
+    assert all(layer["keyframe_ms"] for layer in result["layers"])
+    assert all(layer["residual_ms"] for layer in result["layers"])
+
+
+def test_bops_and_inspect_agree(folder: Path) -> None:
+    counted = resq("bops", "zoo:tiny_seg", "--scheme", "W8A8->W8A4", "--period", 3)
+    stored = resq("inspect", folder / "net.resq")
+    assert counted["bops_amortized"] == stored["bops"]["bops_amortized"]
+    assert [la["name"] for la in counted["layers"]] == [la["name"] for la in stored["layers"]]
+
+
+def test_evaluate(folder: Path) -> None:
+    result = resq(
+        "evaluate", folder / "net.resq", "--frame", folder / "frame.resq", "--input",
+        data_path("clips/carphone_pristine.mp4"), "--frames", "0:9", "--model", "zoo:tiny_seg",
+    )  # fmt: skip
+    assert (result["period"], result["residual"]["frames"], result["unit"]) == (3, 6, "% pixels")
+    assert 0 <= result["residual"]["frame"] < 20
+
+
+def test_loading_is_quick(folder: Path) -> None:
+    import tvm  # noqa: F401  the half second is counted after this
+
+    from resq_tvm.session import Session
+
+    start = time.perf_counter()
+    Session(folder / "net.resq")
+    assert time.perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [("absent.onnx", "ModelError"), ("README.md", "ModelError"), ("zoo:nothing", "ModelError")],
+)
+def test_what_is_no_model(model: str, kind: str, tmp_path: Path) -> None:
+    error = resq(
+        "compile", model, "--calibration", "random", "-o", tmp_path / "x.resq", code=1
+    )["error"]  # fmt: skip
+    assert error["type"] == kind and "\n" not in error["message"]
+
+
+def test_unsupported_operators_are_listed(tmp_path: Path) -> None:
+    model = data_path("models/selfie_segmentation.tflite")
+    error = resq("compile", model, "--calibration", "random", "-o", tmp_path / "x", code=1)["error"]
+    assert error["type"] == "UnsupportedOperatorError"
+    assert "Convolution2DTransposeBias" in error["message"]
