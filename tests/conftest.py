@@ -12,6 +12,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("resq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("resq")
 
+# Threads of PyTorch that spin at barriers starve each other on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # Rich colours its output when a terminal is asked for; tests compare plain text.
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("COLUMNS", "160")

@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
+    # PyTorch's threads spin at barriers by default: beside any other busy process, a millisecond's
+    # network then takes hundreds. Waiting passively costs next to nothing on an idle machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Libraries warn their own developers; a user of this program can do nothing about it.
     warnings.simplefilter("ignore")
     try:
