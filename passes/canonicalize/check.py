@@ -16,30 +16,31 @@ from resq_tvm.passes.canonicalize.rewrite import BINARY, integers, per_channel
 from resq_tvm.passes.graph import Graph, is_const, op_name, shape_of
 
 
-@tvm.transform.module_pass(opt_level=0, name="CheckCanonical")
-class CheckCanonical:
+def check_canonical(mod: tvm.IRModule, model: str) -> None:
     """Raise where ``main`` is not in canonical form.
+
+    A function, since an error's class does not survive a pass of TVM.
 
     Parameters
     ----------
+    mod : IRModule
+        Canonicalized ``main``.
     model : str
         The model's name in the error message.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        Listing every operator without a canonical form, with its variable.
     """
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-
-    def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
-        """Return the module as it is."""
-        wrong = [
-            (problem, var.name)
-            for var, value in Graph.of(mod["main"]).bindings
-            if isinstance(value, relax.Call | relax.TupleGetItem)
-            and (problem := _problem(var, value)) is not None
-        ]
-        if wrong:
-            raise UnsupportedOperatorError(self.model, wrong)
-        return mod
+    wrong = [
+        (problem, var.name)
+        for var, value in Graph.of(mod["main"]).bindings
+        if isinstance(value, relax.Call | relax.TupleGetItem)
+        and (problem := _problem(var, value)) is not None
+    ]
+    if wrong:
+        raise UnsupportedOperatorError(model, wrong)
 
 
 def _problem(var: Any, call: Any) -> str | None:

@@ -100,7 +100,7 @@ class _Namer(Rewriter):
         return self.emit(value, self._chosen[var])
 
     def attributes(self) -> dict[str, Any]:
-        return {"resq.names": "{}"}
+        return {"resq.names": None}
 
 
 def kind_of(call: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tvm
 
-from resq_tvm.passes.canonicalize.check import CheckCanonical
+from resq_tvm.passes.canonicalize.check import check_canonical
 from resq_tvm.passes.canonicalize.decompose import Decompose
 from resq_tvm.passes.canonicalize.fold_affine import FoldAffine
 from resq_tvm.passes.canonicalize.fold_constants import FoldConstants
@@ -33,7 +33,7 @@ def canonicalize(mod: tvm.IRModule, model: str = "network") -> tvm.IRModule:
     UnsupportedOperatorError
         If operators without a canonical form are left; every one is listed with its variable.
     """
-    return tvm.transform.Sequential(
+    canonical = tvm.transform.Sequential(
         [
             FoldConstants(),
             NameLayers(),
@@ -49,6 +49,7 @@ def canonicalize(mod: tvm.IRModule, model: str = "network") -> tvm.IRModule:
             FoldAffine(),
             Simplify(),
             NameValues(),
-            CheckCanonical(model),
         ]
     )(mod)
+    check_canonical(canonical, model)
+    return canonical

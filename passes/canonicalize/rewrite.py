@@ -35,7 +35,8 @@ BINARY = frozenset(
 
 def constant(value: Any) -> Any:
     """Return a float32 tensor constant."""
-    return relax.const(np.ascontiguousarray(value, dtype=np.float32))
+    # Not ascontiguousarray, which turns scalars into vectors.
+    return relax.const(np.asarray(value, dtype=np.float32, order="C"))
 
 
 def with_args(call: Any, *args: Any) -> Any:
@@ -112,10 +113,11 @@ class Rewriter:
             self.builder.emit_func_output(result)
         func = self.builder.finalize()["main"]
         attrs = {k: v for k, v in (self.func.attrs or {}).items() if k != "global_symbol"}
-        return func.with_attrs({**attrs, **self.attributes(), "global_symbol": "main"})
+        attrs |= {**self.attributes(), "global_symbol": "main"}
+        return func.with_attrs({k: v for k, v in attrs.items() if v is not None})
 
     def attributes(self) -> dict[str, Any]:
-        """Return function attributes that the pass adds or changes."""
+        """Return function attributes that the pass adds or changes (None: removes)."""
         return {}
 
     def mapped(self, expr: Any) -> Any:
