@@ -60,12 +60,12 @@ CONVOLUTIONS = {
 
 
 def _tensor(target: Target, name: str, h: int, w: int, c: int, halo: tuple[int, ...]) -> TensorSpec:
-    c_phys = 4 if c <= 4 else -(-c // 16) * 16
+    c_phys = 4 if c <= 4 else -(-c // 8) * 8
     return TensorSpec(name, h, w, c, target.code.dtype, c_phys, tuple(halo))
 
 
 def _floats(name: str, h: int, w: int, c: int, external: bool = False) -> TensorSpec:
-    return TensorSpec(name, h, w, c, "float32", c if external else -(-c // 16) * 16)
+    return TensorSpec(name, h, w, c, "float32", c if external else -(-c // 8) * 8)
 
 
 def convolution(target: Target, spec: tuple) -> tuple[FusedKernel, int]:
@@ -75,9 +75,7 @@ def convolution(target: Target, spec: tuple) -> tuple[FusedKernel, int]:
     rng = np.random.default_rng(0)
     groups = c if kind == "depthwise" else 1
     weight = rng.integers(-127, 128, (o, k, k, c // groups)).astype(np.int8)
-    taps = tuple(
-        (y, x, y * dilation - pad, x * dilation - pad) for y in range(k) for x in range(k)
-    )
+    taps = tuple((y, x, y * dilation - pad, x * dilation - pad) for y in range(k) for x in range(k))
     anchor = Conv(("x",), weight, (Phase(0, 0, taps),), (stride, stride), (1, 1), groups)
     far = max(0, dilation * (k - 1) - pad - (stride - 1))
     x = _tensor(target, "x", h * stride, w * stride, c, (pad, pad, far, far))

@@ -27,7 +27,7 @@ from resq_tvm.schedules.rules import decide
 from resq_tvm.schedules.spec import FusedKernel, TensorSpec
 from resq_tvm.targets.preset import Target
 
-LANES = 16
+GRANULE = 8  # channels are padded to half vectors: c = 8 and 24 are common
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ def _renamed(spec: TensorSpec, taken: set[str]) -> TensorSpec:
 
 
 def _padded(c: int) -> int:
-    return -(-c // LANES) * LANES
+    return -(-c // GRANULE) * GRANULE
 
 
 class _Constants:

@@ -82,15 +82,14 @@ class Context:
 
     @property
     def tail(self) -> int:
-        """Lanes of the last vector: fewer than 16 where a tensor has no padding channels."""
+        """Lanes of the last vector: fewer than 16 where a tensor has fewer padding channels."""
         kernel = self.kernel
         names = {node.name for node in kernel.nodes if node.op == "load"}
         if isinstance(kernel.anchor, Pool | GlobalMean | Resize):
             names.add(kernel.anchor.input)
         tensors = (*(kernel.tensor(name) for name in names), *kernel.outputs)
-        full = self.vectors * LANES
-        narrow = any(t.c == kernel.c and t.c_phys < full for t in tensors)
-        return kernel.c - (self.vectors - 1) * LANES if narrow else LANES
+        before = (self.vectors - 1) * LANES
+        return min(LANES, *(t.c_phys - before for t in tensors if t.c == kernel.c))
 
     def channel_blocks(self, tile_o: int) -> list[ChannelBlock]:
         """Cut the output's vectors into runs of ``tile_o`` and a rest."""

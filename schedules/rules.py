@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.spec import Conv, FusedKernel
+from resq_tvm.schedules.spec import Conv, FusedKernel, Phase
 from resq_tvm.targets.preset import Target
 
 _SMALL_WEIGHT = 16 << 10  # bytes: half of the first cache level
@@ -34,22 +34,41 @@ def interleave(kernel: FusedKernel, target: Target) -> Decision | None:
     taps = max((len(p.taps) for p in anchor.phases), default=0)
     if len(anchor.inputs) > 1 or taps > _MANY_TAPS:
         return None
-    dys = sorted({t[2] for p in anchor.phases for t in p.taps})
-    stride = anchor.in_stride[0]
+    rows, columns = _phase_plane(kernel, anchor)
+    tiles = [
+        (tile_y, tile_x)
+        for tile_y in range(1, min(4, rows) + 1)
+        for tile_x in range(1, min(_ACCUMULATORS[target.isa] // tile_y, columns) + 1)
+    ]
+    phase = max(anchor.phases, key=lambda p: len(p.taps))
 
-    def dots_per_row(tile_y: int) -> float:
-        rows = sorted({r * stride + dy for r in range(tile_y) for dy in dys})
-        quads = [set(rows[i : i + 4]) for i in range(0, len(rows), 4)]
-        dots = sum(
-            any(r * stride + dy in quad for dy in dys) for r in range(tile_y) for quad in quads
-        )
-        return (dots * len(dys) + 2.0 * len(quads)) / tile_y
+    def plane(tile: tuple[int, int]) -> float:
+        size = -(-rows // tile[0]) * -(-columns // tile[1])
+        return size * _quad_cycles(anchor, phase, *tile) * _crowding(tile[0] * tile[1])
 
-    rows, _ = _phase_plane(kernel, anchor)
-    tile_y = min(range(1, min(4, rows) + 1), key=dots_per_row)
-    tile_x = {1: 8, 2: 4}.get(tile_y, 3)
-    weights = kernel.c * taps * 4 * tile_y // 3
+    tile_y, tile_x = min(tiles, key=plane)
+    weights = kernel.c * taps * 2 * tile_y
     return Decision("interleave", "quads", tile_y, tile_x, inner_o=weights <= _SMALL_WEIGHT)
+
+
+def _quad_cycles(anchor: Conv, phase: Phase, tile_y: int, tile_x: int) -> float:
+    """Cycles of one tile: interleaving, dot products, epilogue."""
+    stride_y, stride_x = anchor.in_stride
+    dys = {t[2] for t in phase.taps}
+    dxs = {t[3] for t in phase.taps}
+    rows = sorted({r * stride_y + dy for r in range(tile_y) for dy in dys})
+    quads = [set(rows[i : i + 4]) for i in range(0, len(rows), 4)]
+    columns = {n * stride_x + dx for n in range(tile_x) for dx in dxs}
+    dots = sum(
+        any(r * stride_y + dy in quad for dy in dys) for r in range(tile_y) for quad in quads
+    )
+    interleaving = 4 * len(quads) * len(columns)
+    return 10 + interleaving + dots * len(dxs) * tile_x + 10 * tile_y * tile_x
+
+
+def _crowding(accumulators: int) -> float:
+    """Beyond what hides the latency, accumulators mostly cost time to compile."""
+    return 1 + 0.002 * max(0, accumulators - 8) + 0.02 * max(0, accumulators - 12)
 
 
 def depthwise(kernel: FusedKernel, target: Target) -> Decision | None:
@@ -97,9 +116,7 @@ def _estimate(
         return max(pixels * width, 4.5, loads / 2) + 0.1 + 0.02 * loads
 
     full, rest = divmod(vectors, tile_o)
-    # Beyond what hides the latency, accumulators only cost time to compile.
-    crowding = 1 + 0.002 * max(0, pixels * tile_o - 8)
-    return crowding * tiles * (full * step(tile_o) + (step(rest) if rest else 0.0))
+    return _crowding(pixels * tile_o) * tiles * (full * step(tile_o) + (step(rest) if rest else 0.0))
 
 
 def lanes(kernel: FusedKernel, target: Target) -> Decision | None:

@@ -11,10 +11,10 @@ All activations are ``(1, top + h + bottom, left + w + right, c_phys)``, row-maj
 
 * *Codes* (quantized activations) have a halo that already holds the code of zero, so that
   convolutions never test for borders: the kernel that produces a code tensor writes the halo.
-  ``c_phys`` is ``round_up(c, 16)`` (4 when c ≤ 4). Lanes beyond ``c`` hold anything: weights
+  ``c_phys`` is ``round_up(c, 8)`` (4 when c ≤ 4). Lanes beyond ``c`` hold anything: weights
   there are zero. The dtype and the code of zero are the target's `CodeFormat`.
 * *Float tensors* (float32, or float16 for state) have no halo. Internal ones have
-  ``c_phys = round_up(c, 16)`` with anything in the lanes beyond ``c``; external ones (network
+  ``c_phys = round_up(c, 8)`` with anything in the lanes beyond ``c``; external ones (network
   inputs and outputs) have ``c_phys = c``.
 """
 

@@ -38,7 +38,7 @@ def code_tensor(
     target: Target, name: str, h: int, w: int, c: int, halo: tuple[int, int, int, int] = (0,) * 4
 ) -> TensorSpec:
     """Describe a tensor of codes."""
-    c_phys = 4 if c <= 4 else -(-c // 16) * 16
+    c_phys = 4 if c <= 4 else -(-c // 8) * 8
     return TensorSpec(name, h, w, c, target.code.dtype, c_phys, halo)
 
 
@@ -46,7 +46,7 @@ def float_tensor(
     name: str, h: int, w: int, c: int, external: bool = False, dtype: str = "float32"
 ) -> TensorSpec:
     """Describe a float tensor."""
-    return TensorSpec(name, h, w, c, dtype, c if external else -(-c // 16) * 16)
+    return TensorSpec(name, h, w, c, dtype, c if external else -(-c // 8) * 8)
 
 
 def conv_phase(k: tuple[int, int], dilation: tuple[int, int], pad: tuple[int, int]) -> Phase:
