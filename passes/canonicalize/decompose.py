@@ -146,6 +146,25 @@ def _astype(self: _Decomposer, call: Any) -> Any:
     return x if str(x.ty.dtype) == str(call.attrs.dtype) else call
 
 
+def _where(self: _Decomposer, call: Any) -> Any:
+    """``x > 0 ? x : slope * x`` is how torch.export spells PReLU."""
+    condition, x, scaled = call.args
+    test = self.made_by(condition, "relax.greater")
+    product = self.made_by(scaled, "relax.multiply")
+    if test is None or product is None or not is_const(product.args[1]):
+        return call
+    same = test.args[0].same_as(x) and product.args[0].same_as(x)
+    if not same or not is_const(test.args[1]) or np.any(const_value(test.args[1]) != 0):
+        return call
+    slope = const_value(product.args[1])
+    if slope.size == 1:
+        return op.nn.leakyrelu(x, float(slope.reshape(())))
+    axes = [a - slope.ndim for a, size in enumerate(slope.shape) if size > 1]
+    if len(axes) > 1:
+        return call
+    return op.nn.prelu(x, constant(slope.reshape(-1)), axis=axes[0] + len(shape_of(x)))
+
+
 def _adaptive_pool(self: _Decomposer, call: Any) -> Any:
     x, layout = call.args[0], str(call.attrs.layout)
     rows, columns = layout.index("H"), layout.index("W")
@@ -179,5 +198,6 @@ _RULES: dict[str, Callable[[_Decomposer, Any], Any]] = {
     "relax.square": _square,
     "relax.power": _power,
     "relax.astype": _astype,
+    "relax.where": _where,
     "relax.nn.adaptive_avg_pool2d": _adaptive_pool,
 }
