@@ -47,6 +47,20 @@ def is_linear_layer(expr: Any) -> bool:
     return op_name(expr) in LINEAR_OPS and is_const(expr.args[1])
 
 
+def concat_pieces(value: Any, producers: dict[Any, Any]) -> list[Any]:
+    """Return what a concatenation along channels is made of, nested ones taken apart.
+
+    Anything else is a list of itself.
+    """
+    call = producers.get(value)
+    if op_name(call) != "relax.concat" or not isinstance(call.args[0], relax.Tuple):
+        return [value]
+    rank = len(shape_of(value))
+    if int(call.attrs.axis) % rank != rank - 1:
+        return [value]
+    return [p for field in call.args[0].fields for p in concat_pieces(field, producers)]
+
+
 @dataclass(frozen=True)
 class Graph:
     """The bindings of a function with one dataflow block, in order."""

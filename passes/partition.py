@@ -26,7 +26,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from resq_tvm.passes.graph import Graph, is_const, is_linear_layer, op_name, shape_of
+from resq_tvm.passes.graph import Graph, concat_pieces, is_const, is_linear_layer, op_name, shape_of
 from resq_tvm.passes.operators import is_linear, is_recomputed
 from resq_tvm.passes.quantizers import quant_points
 from resq_tvm.passes.weights import quantize_weight
@@ -125,11 +125,11 @@ class _Program:
         """Emit the codes of a source value in the form given; a concat is quantized by pieces."""
         key = (value, bits, scale)
         if key not in self._codes:
-            call = self.s.producers.get(value)
             name = f"{prefix}{value.name}_q{bits}"
-            if op_name(call) == "relax.concat" and isinstance(call.args[0], relax.Tuple):
-                pieces = [self.codes(p, form, prefix, bits, scale) for p in call.args[0].fields]
-                expr = relax.op.concat(pieces, axis=int(call.attrs.axis))
+            sources = concat_pieces(value, self.s.producers)
+            if sources != [value]:
+                pieces = [self.codes(p, form, prefix, bits, scale) for p in sources]
+                expr = relax.op.concat(pieces, axis=len(shape_of(value)) - 1)
             else:
                 q = relax.op.quantize(
                     form(value),

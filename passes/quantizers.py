@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import relax
-
-from resq_tvm.passes.graph import Graph, op_name
+from resq_tvm.passes.graph import Graph, concat_pieces
 from resq_tvm.scheme import Scheme
 
 
@@ -70,12 +68,10 @@ def quant_points(func: Any, layers: dict[str, str], program: str) -> list[QuantP
         return key
 
     for value, bits in readers:
-        expr = producers.get(variables[value])
-        if op_name(expr) == "relax.concat":
-            for piece in expr.args[0].fields if isinstance(expr.args[0], relax.Tuple) else ():
-                key = (piece.name, bits)
-                if key in parent:
-                    parent[find(key)] = find((value, bits))
+        for piece in concat_pieces(variables[value], producers):
+            key = (piece.name, bits)
+            if key in parent:
+                parent[find(key)] = find((value, bits))
 
     points = []
     for key in readers:
