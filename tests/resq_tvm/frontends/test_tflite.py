@@ -22,16 +22,19 @@ def reference(path: Path, x: np.ndarray) -> list[np.ndarray]:
     return [model.get_tensor(o["index"]) for o in model.get_output_details()]
 
 
-@pytest.mark.parametrize(("name", "layers"), [("blazepose_full", 96), ("face_landmark", 45)])
-def test_canonical_main_is_the_model(name: str, layers: int) -> None:
+# BlazePose's mask amplifies rounding: LiteRT's own two sets of kernels differ by 1e-4 on this frame.
+@pytest.mark.parametrize(
+    ("name", "layers", "tolerance"), [("blazepose_full", 96, 2e-4), ("face_landmark", 45, 2e-5)]
+)
+def test_canonical_main_is_the_model(name: str, layers: int, tolerance: float) -> None:
     path = data_path(f"models/{name}.tflite")
     network = load(path)
     x = np.random.default_rng(0).random(network.inputs[0].shape, dtype=np.float32)
     for got, want in zip(run(network, x), reference(path, x), strict=True):
-        close(got, want, 2e-5)
+        close(got, want, tolerance)
     names = [v.name for v, _ in Graph.of(network.module["main"]).layers()]
     assert len(names) == len(set(names)) == layers
-    assert all(n.startswith(("conv2d", "depthwise_conv2d")) for n in names)
+    assert all(n.startswith(("conv", "depthwise_conv2d")) for n in names)
     assert network.inputs[0].layout == "NHWC"
 
 
