@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from resq_tvm.cli.console import Console, table
-from resq_tvm.cli.options import Json, Period, Threads, check_period
+from resq_tvm.cli.options import Json, Period, check_period
 from resq_tvm.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def demo(
         Path, typer.Option("-o", "--output", help="Folder for overlay.mp4, plot.png, report.json.")
     ] = Path("resq-demo"),
     period: Period = 4,
-    threads: Threads = None,
+    threads: Annotated[int, typer.Option("--threads", help="Threads per frame.")] = 1,
     json: Json = False,
 ) -> None:
     """Compile a network under several schemes, run them on a clip and say which works best.
@@ -78,12 +78,13 @@ def demo(
             )
             for entry in measured.entries
         ]
-        title = (
-            f"{subject.title}\nT = {period}, errors against the float network on "
-            f"{measured.judged_frames} residual frames that did not calibrate"
+        out.print(f"\n{subject.title}")
+        out.print(
+            f"T = {period}, errors against the float network on {measured.judged_frames} residual "
+            "frames that did not calibrate"
         )
         columns = ("scheme", f"error ({measured.unit})", "recovery", "GBOPs/frame", "ms/frame")
-        out.print(table(columns, rows, title))
+        out.print(table(columns, rows))
         out.print(f"Best on this clip: {reason}")
         out.print(f"{device['cpu']}, {used_threads} thread(s)")
         out.print(f"See {output / 'overlay.mp4'} and {output / 'plot.png'}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from resq_tvm.accuracy import float_predictions
@@ -54,9 +55,7 @@ class Measured:
     judged_frames: int
 
 
-def measure(
-    subject: Subject, period: int, threads: int | None, progress: Callable[..., None]
-) -> Measured:
+def measure(subject: Subject, period: int, threads: int, progress: Callable[..., None]) -> Measured:
     """Run the float network and every scheme over the subject's clip.
 
     Parameters
@@ -65,8 +64,8 @@ def measure(
         Network and clip.
     period : int
         Keyframe period of the residual schemes and of holding.
-    threads : int, optional
-        Threads per frame; every available CPU by default.
+    threads : int
+        Threads per frame, of the float network too.
     progress : callable
         Called with (step, done, total).
     """
@@ -76,7 +75,7 @@ def measure(
     prepare = make_preprocessor(subject.processing, net.inputs)
     pictures = [picture for picture in subject.clip if picture is not None]
     progress("float network", 0, total)
-    exact = _run_float(net, subject, pictures)
+    exact = _run_float(net, subject, pictures, threads)
     runs: dict[str, Run] = {}
     clip = subject.clip.select(FrameRange(0, subject.calibration_frames))
     for done, scheme in enumerate(SCHEMES, start=1):
@@ -109,8 +108,11 @@ def _tell(progress: Callable[..., None], scheme: str, done: int, total: int, ste
     progress(f"{scheme}: {step}", done, total)
 
 
-def _run_float(net: Network, subject: Subject, pictures: list[Picture]) -> Run:
+def _run_float(net: Network, subject: Subject, pictures: list[Picture], threads: int) -> Run:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     predictions, times = zip(*float_predictions(net, subject.processing, pictures), strict=True)
+    torch.set_num_threads(before)
     ms = float(np.median(times))
     bops = float(count(net.module, 1).bops_keyframe)
     return Run(list(predictions), ms, ms, bops, bops)

@@ -29,11 +29,12 @@ def write_overlay(measured: Measured, best: Entry, path: Path) -> None:
         for i, picture in enumerate(measured.pictures):
             zoom = max(1, round(_PANEL_HEIGHT / picture.shape[0]))
             large = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
-            residual = best.kind == "resq" and i % measured.period != 0
-            kind = "residual" if residual else "keyframe"
+            kind = ""
+            if best.kind == "resq":
+                kind = "residual" if i % measured.period else "keyframe"
             panels = [
                 draw(large, measured.predictions[name][i], task, measured.input_size, caption)
-                for name, caption in (("float", "float"), (scheme, f"{scheme} {kind}"))
+                for name, caption in (("float", "float"), (scheme, f"{best.name} {kind}"))
             ]
             video.add(np.hstack(panels))
 
@@ -67,7 +68,7 @@ def write_plot(measured: Measured, best: Entry, path: Path) -> None:
         axes.set_xlabel(label)
         axes.set_ylabel(f"error against float ({measured.unit})")
         axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.2 * max(getattr(entry, attribute) * factor for entry in quantized))
         axes.grid(alpha=0.3)
     axes = figure.add_subplot(grid[1, :])
     for entry in quantized:

@@ -54,10 +54,11 @@ def draw(
     elif isinstance(prediction, Landmarks) and isinstance(task, LandmarksTask):
         _plot(canvas, prediction, task, input_size)
     if caption:
-        height = max(0.35, canvas.shape[0] / 900)
-        origin = (6, int(16 + 24 * height))
-        cv2.putText(canvas, caption, origin, cv2.FONT_HERSHEY_SIMPLEX, height, (0, 0, 0), 3)
-        cv2.putText(canvas, caption, origin, cv2.FONT_HERSHEY_SIMPLEX, height, _TEXT, 1)
+        size = max(0.35, canvas.shape[0] / 900)
+        x, y = 6, int(16 + 24 * size)
+        for shift, colour in ((1, (0, 0, 0)), (0, _TEXT)):
+            place = (x + shift, y + shift)
+            cv2.putText(canvas, caption, place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1)
     return canvas
 
 
