@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from resq_tvm.schedules.code import Code
+from resq_tvm.schedules.code import Code, Expr, load
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.spec import FusedKernel, GlobalMean, Pool, Resize, TensorSpec
 from resq_tvm.targets.preset import Target
@@ -101,6 +102,22 @@ class Context:
         if rest:
             blocks.append(ChannelBlock(count * tile_o, 1, (LANES,) * (rest - 1) + (tail,)))
         return blocks
+
+
+def load_vector(ctx: Context, name: str, index: Sequence[Expr], block: ChannelBlock) -> Expr:
+    """Load the 16 channels of a one-vector block from an anchor's input.
+
+    Where the tensor ends before, its last lanes are repeated rather than read from beyond.
+    """
+    spec = ctx.kernel.tensor(name)
+    lanes = LANES
+    if block.start + block.count == ctx.vectors and block.count == 1:
+        lanes = min(LANES, spec.c_phys - block.start * LANES)
+    value = load(ctx.buffer(name), index, lanes)
+    if lanes == LANES:
+        return value
+    # TVM refuses shuffles that have more lanes than their operands.
+    return tirx.Shuffle([value] * ceil_div(LANES, lanes), list(range(LANES)))
 
 
 def pad_channels(array: NDArray[Any], vectors: int) -> NDArray[Any]:

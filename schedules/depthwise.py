@@ -7,20 +7,11 @@ from typing import Any
 from tvm import tirx
 
 from resq_tvm.schedules.code import Expr, cast, first_lanes, load
-from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
+from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, load_vector
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.packing import pack_weight, segments_of
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
-
-
-def load_codes(ctx: Context, name: str, y: Expr, x: Expr, c: Expr) -> Expr:
-    """Load 16 stored codes at a physical pixel; tensors with fewer lanes are filled up."""
-    lanes = min(LANES, ctx.kernel.tensor(name).c_phys)
-    value = load(ctx.buffer(name), [0, y, x, c], lanes)
-    if lanes == LANES:
-        return value
-    return tirx.Shuffle([value] * (LANES // lanes), list(range(LANES)))
 
 
 def emit_depthwise(ctx: Context) -> None:
@@ -69,7 +60,7 @@ def _emit_block(
                 y = i * iy + (a * s.step_y + s.dy + spec.halo[0])
                 for n in range(tile):
                     x: Expr = (x0 + n) * ix + (b * s.step_x + s.dx + spec.halo[1])
-                    value = cast(load_codes(ctx, s.input, y, x, c), narrow, LANES)
+                    value = cast(load_vector(ctx, s.input, [0, y, x, c], block), narrow, LANES)
                     if kernel.code.zero_point:
                         value = value - offset
                     product = cast(value * w, "int32", LANES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resq_tvm.schedules.code import Expr, constant, first_lanes, load, splat
-from resq_tvm.schedules.context import LANES, Context, ceil_div
+from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, load_vector
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.guards import within
 from resq_tvm.schedules.packing import Segment, densify, pack_weight, segments_of
@@ -43,7 +43,7 @@ def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phas
                 acc = code.allocate(LANES, "float32")
                 code.store(acc, [0], constant(0.0, "float32", LANES), LANES)
                 for segment in segments:
-                    _reduce(ctx, anchor, segment, weight, acc, vector, i, j)
+                    _reduce(ctx, anchor, segment, weight, acc, block, vector, i, j)
                 c = vector * LANES
                 epilogue.channels(c, lanes)
                 value = first_lanes(load(acc, [0], LANES), lanes)
@@ -60,6 +60,7 @@ def _reduce(
     segment: Segment,
     weight: Any,
     acc: Any,
+    block: ChannelBlock,
     vector: Expr,
     i: Expr,
     j: Expr,
@@ -72,7 +73,7 @@ def _reduce(
         with code.when(within((y, spec.h), (x, spec.w))), code.loop(segment.groups, "k") as k:
             step = (a * segment.columns + b) * segment.groups + k + segment.start
             if _is_depthwise(anchor):
-                value = load(buffer, [0, y, x, vector * LANES], LANES)
+                value = load_vector(ctx, segment.input, [0, y, x, vector * LANES], block)
             else:
                 value = splat(load(buffer, [0, y, x, k], 1), LANES)
             product = value * load(weight, [vector, step, 0], LANES)

@@ -21,8 +21,7 @@ import numpy as np
 from tvm import tirx
 
 from resq_tvm.schedules.code import Expr, first_lanes, intrinsic, load, reinterpret
-from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
-from resq_tvm.schedules.depthwise import load_codes
+from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, load_vector
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
@@ -158,12 +157,11 @@ class _Block:
         (name,) = self.anchor.inputs
         spec = self.ctx.kernel.tensor(name)
         x = x0 * self.anchor.in_stride[1] + (column + spec.halo[1])
+        top = y0 * self.anchor.in_stride[0]
         quads = []
         for quad in self.plan.quads:
             rows = [
-                load_codes(
-                    self.ctx, name, y0 * self.anchor.in_stride[0] + (dy + spec.halo[0]), x, c
-                )
+                load_vector(self.ctx, name, [0, top + (dy + spec.halo[0]), x, c], self.block)
                 for dy in quad
             ]
             together = tirx.Shuffle(rows, list(range(_GROUP * LANES)))

@@ -116,7 +116,9 @@ def _estimate(
         return max(pixels * width, 4.5, loads / 2) + 0.1 + 0.02 * loads
 
     full, rest = divmod(vectors, tile_o)
-    return _crowding(pixels * tile_o) * tiles * (full * step(tile_o) + (step(rest) if rest else 0.0))
+    return (
+        _crowding(pixels * tile_o) * tiles * (full * step(tile_o) + (step(rest) if rest else 0.0))
+    )
 
 
 def lanes(kernel: FusedKernel, target: Target) -> Decision | None:

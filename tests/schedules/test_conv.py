@@ -132,6 +132,8 @@ def test_transposed(name, k, stride, pad, rng):
         (32, (7, 12), 3, 1, 2),
         (64, (1, 5), 3, 1, 1),
         (16, (10, 10), 2, 2, 1),
+        (24, (8, 8), 2, 2, 1),
+        (8, (6, 7), 3, 1, 1),
     ],
 )
 def test_depthwise(name, c, hw, k, stride, dilation, rng):

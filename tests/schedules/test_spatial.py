@@ -113,7 +113,7 @@ def test_window(name, offset, stride, fill, c, rng):
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize(
     "c,o,k,stride,groups",
-    [(3, 19, 3, 2, 1), (16, 16, 3, 1, 16), (12, 8, 3, 1, 4), (25, 28, 1, 1, 1)],
+    [(3, 19, 3, 2, 1), (16, 16, 3, 1, 16), (24, 24, 3, 1, 24), (12, 8, 3, 1, 4), (25, 28, 1, 1, 1)],
 )
 def test_float_conv(name, c, o, k, stride, groups, rng):
     target = target_or_skip(name)
