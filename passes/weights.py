@@ -42,7 +42,9 @@ def quantize_weight(
     if granularity == "tensor" and not depthwise:
         extent = np.full_like(extent, extent.max())
     limit = code_limit(bits)
-    scales = np.where(extent > 0, extent / np.float32(limit), np.float32(1)).astype(np.float32)
+    scales = (extent / np.float32(limit)).astype(np.float32)
+    # A channel of zeros, or of values so small that their scale has no reciprocal, becomes zeros.
+    scales[scales < np.finfo(np.float32).tiny] = 1
     shape = [1] * weight.ndim
     shape[axis] = -1
     codes = np.clip(np.rint(weight / scales.reshape(shape)), -limit, limit)

@@ -24,17 +24,16 @@ from resq_tvm.passes.weights import output_axis, quantize_weight
 from resq_tvm.reference.ops_linear import float_layer
 from resq_tvm.scheme import code_limit
 
-_FIRST_SAMPLES = 8  # that the first line is tried on
+_FIRST_SAMPLES = 6  # that the first line is tried on
 _CHUNK = 1 << 20  # elements of input that one torch call takes: enough to be busy, still in cache
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The scale found, its error (relative, summed over the layers) and min-max's."""
+    """The scale found, and its error: relative output errors, summed over the layers."""
 
     scale: float
     error: float
-    error_of_max: float
 
 
 class LayerProbe:
@@ -76,7 +75,7 @@ def fit_scale(
     samples : mapping of str to sequence of torch.Tensor
         Value → its samples, float32, each with a batch axis of 1.
     candidates : int
-        Candidate scales on the first line, at least 1; half as many refine.
+        Candidate scales on the first line, at least 1; a third as many refine.
     fallback : float
         Range to take where all samples are zero (a clip in which nothing moves here).
 
@@ -87,24 +86,21 @@ def fit_scale(
     """
     limit = code_limit(point.bits)
     largest = max(float(x.abs().max()) for value in point.values for x in samples.get(value, ()))
-    if largest == 0.0:
-        return Fit(float(np.float32((fallback or 1.0) / limit)), 0.0, 0.0)
+    if largest < limit * candidates * np.finfo(np.float32).tiny:
+        return Fit(float(np.float32((fallback or 1.0) / limit)), 0.0)
     step = np.float32(largest / limit / candidates)
     with torch.no_grad():
         few = _Trial(point, probes, _spread(samples, _FIRST_SAMPLES), limit)
         line = {k: few.error(np.float32(k) * step) for k in range(1, candidates + 1)}
         best = min(line, key=line.__getitem__)
         trial = _Trial(point, probes, samples, limit)
-        found = {
-            scale: trial.error(scale)
-            for scale in {np.float32(k) * step for k in (best, candidates)}
-        }
-        for fraction in np.linspace(best - 1, best + 1, candidates // 2 + 2)[1:-1]:
+        found = {np.float32(best) * step: trial.error(np.float32(best) * step)}
+        for fraction in np.linspace(best - 1, best + 1, candidates // 3 + 2)[1:-1]:
             scale = np.float32(fraction) * step
             if fraction <= candidates and scale not in found:
                 found[scale] = trial.error(scale)
     scale = min(found, key=found.__getitem__)
-    return Fit(float(scale), found[scale], found[np.float32(candidates) * step])
+    return Fit(float(scale), found[scale])
 
 
 def _spread(
