@@ -217,6 +217,7 @@ def profile_kernels(session: Session, frames: list[Frame], rounds: int = 5) -> l
 
 
 def _kernel_names(layer: dict[str, Any], program: str) -> list[str]:
+    """Return the kernels of a layer: the manifest has ``kernels: {program: {"name": …}}``."""
     named = layer.get("kernels", {}).get(program)
     return [named["name"]] if isinstance(named, dict) and "name" in named else []
 

@@ -63,8 +63,10 @@ def test_run(folder: Path) -> None:
 def test_bench(folder: Path) -> None:
     result = resq("bench", folder / "net.resq", "--threads", 1, "--repeats", 5)
     assert result["bops_keyframe"] == 2 * result["bops_residual"]
-    assert all(layer["keyframe_ms"] for layer in result["layers"])
-    assert all(layer["residual_ms"] for layer in result["layers"])
+    assert {kernel["program"] for kernel in result["kernels"]} == {"keyframe", "residual"}
+    profiled = sum(k["ms"] for k in result["kernels"] if k["program"] == "keyframe")
+    assert 0 < profiled < 3 * result["keyframe_ms"]["p90"]
+    assert len(result["layers"]) == 8
 
 
 def test_bops_and_inspect_agree(folder: Path) -> None:
