@@ -64,7 +64,7 @@ class _Folder(Rewriter):
         )  # fmt: skip
 
     def _non_negative(self, x: Any) -> bool:
-        made = self.made.get(x)
+        made: Any = self.made.get(x)
         if op_name(made) == "relax.clip":
             return imm_value(made.args[1]) >= 0
         return op_name(made) in ("relax.nn.relu", "relax.sigmoid", "relax.abs", "relax.nn.softmax")

@@ -59,7 +59,7 @@ def _permute(self: _Simplifier, call: Any) -> Any:
 
 def _clip(self: _Simplifier, call: Any) -> Any:
     x, low, high = call.args[0], imm_value(call.args[1]), imm_value(call.args[2])
-    inner = self.made.get(x)
+    inner: Any = self.made.get(x)
     if op_name(inner) == "relax.nn.relu":
         x, low = inner.args[0], max(low, 0.0)
     elif op_name(inner) == "relax.clip" and imm_value(inner.args[1]) <= high:
@@ -75,7 +75,7 @@ def _clip(self: _Simplifier, call: Any) -> Any:
 
 
 def _relu(self: _Simplifier, call: Any) -> Any:
-    inner = self.made.get(call.args[0])
+    inner: Any = self.made.get(call.args[0])
     positive = op_name(inner) == "relax.nn.relu" or (
         op_name(inner) == "relax.clip" and imm_value(inner.args[1]) >= 0
     )
