@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfileobj
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resq_tvm.errors import ClipError, ConfigError
 from resq_tvm.files import atomic_file
-from resq_tvm.manifest import Manifest, TensorEntry
+from resq_tvm.manifest import Manifest
 from resq_tvm.processing.config import ProcessingConfig, RawTask
 from resq_tvm.processing.overlay import draw
 from resq_tvm.processing.postprocess import interpret
@@ -27,6 +27,18 @@ from resq_tvm.video.clip import Clip, Picture
 from resq_tvm.video.writer import VideoWriter
 
 Arrays = tuple[NDArray[np.float32], ...]
+
+
+class InputInfo(Protocol):
+    """A network input, from a manifest or from a loaded network."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As in the source model."""
+
+    @property
+    def layout(self) -> str:
+        """``"NCHW"``, ``"NHWC"`` or ``""``."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ def preprocessor_for(manifest: Manifest) -> Preprocessor:
 
 
 def make_preprocessor(
-    processing: ProcessingConfig | None, inputs: tuple[TensorEntry, ...]
+    processing: ProcessingConfig | None, inputs: Sequence[InputInfo]
 ) -> Preprocessor:
     """Return the preprocessor for one image input; without a configuration values are 0..1.
 
