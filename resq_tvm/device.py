@@ -39,7 +39,7 @@ def fingerprint(threads: int | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``cpu``, ``family_model_stepping``, ``cpus``, ``memory_mib``, ``os``, ``python``, and
+        ``cpu``, ``machine``, ``cpus``, ``memory_mib``, ``os``, ``python``, and
         ``threads`` where given.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
