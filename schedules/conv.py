@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from resq_tvm.schedules.code import Expr, first_lanes, load
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
@@ -27,11 +26,26 @@ def emit_conv(ctx: Context) -> None:
     anchor = ctx.kernel.anchor
     assert isinstance(anchor, Conv)
     epilogue = Epilogue(ctx)
-    for phase in anchor.phases:
-        segments = segments_of(ctx.kernel, phase, dot.group)
-        packed = pack_weight(anchor.weight, segments, dot.group, ctx.vectors)
-        for block in ctx.channel_blocks(ctx.decision.tile_o):
-            _PhaseBlock(ctx, dot, epilogue, phase, segments, block, packed).emit()
+    for block in ctx.channel_blocks(ctx.decision.tile_o):
+        # Phases of equal height go row by row together: they write to the same lines.
+        by_rows: dict[int, list[_PhaseBlock]] = {}
+        for phase in anchor.phases:
+            part = _PhaseBlock(ctx, dot, epilogue, phase, block)
+            if part.rows > 0 and part.columns > 0:
+                by_rows.setdefault(part.rows, []).append(part)
+        for rows, parts in by_rows.items():
+            _emit_rows(ctx, block, rows, parts)
+
+
+def _emit_rows(ctx: Context, block: ChannelBlock, rows: int, parts: list[_PhaseBlock]) -> None:
+    """Emit the loops over channel blocks and bands of rows."""
+    tile_y = min(ctx.decision.tile_y, rows)
+    bands = ceil_div(rows, tile_y)
+    outer = 1 if ctx.decision.inner_o else block.count
+    with ctx.code.loop(outer * bands, "p", ctx.decision.parallel) as p:
+        o, y = (p, 0) if bands == 1 else (0, p) if outer == 1 else (p // bands, p % bands)
+        for part in parts:
+            part.band(o, overlap(y, tile_y, rows), tile_y)
 
 
 class _PhaseBlock:
@@ -43,14 +57,14 @@ class _PhaseBlock:
         dot: Dot,
         epilogue: Epilogue,
         phase: Phase,
-        segments: list[Segment],
         block: ChannelBlock,
-        packed: NDArray[np.int8],
     ) -> None:
         anchor = ctx.kernel.anchor
         assert isinstance(anchor, Conv)
         self.ctx, self.code, self.dot, self.epilogue = ctx, ctx.code, dot, epilogue
-        self.anchor, self.phase, self.segments, self.block = anchor, phase, segments, block
+        self.anchor, self.phase, self.block = anchor, phase, block
+        self.segments = segments_of(ctx.kernel, phase, dot.group)
+        packed = pack_weight(anchor.weight, self.segments, dot.group, ctx.vectors)
         self.rows = ceil_div(ctx.kernel.h - phase.oy, anchor.out_stride[0])
         self.columns = ceil_div(ctx.kernel.w - phase.ox, anchor.out_stride[1])
         width = len(block.lanes)
@@ -63,25 +77,16 @@ class _PhaseBlock:
         start = -zero * chosen.astype(np.int32).sum(axis=(2, 3))
         self.start = ctx.constant("z", start.astype(np.int32).reshape(block.count, -1))
 
-    def emit(self) -> None:
-        """Emit the loops over channel blocks, rows and columns."""
-        tile_y = min(self.ctx.decision.tile_y, self.rows)
+    def band(self, o: Expr, y0: Expr, tile_y: int) -> None:
+        """Emit one band of ``tile_y`` rows for channel block ``o``, or for all of them."""
         tile_x = min(self.ctx.decision.tile_x, self.columns)
-        if self.rows <= 0 or self.columns <= 0:
-            return
-        bands = ceil_div(self.rows, tile_y)
-        tiles = ceil_div(self.columns, tile_x)
-        blocks = self.block.count
-        outer = 1 if self.ctx.decision.inner_o else blocks
-        with self.code.loop(outer * bands, "p", self.ctx.decision.parallel) as p:
-            o, y = (p, 0) if bands == 1 else (0, p) if outer == 1 else (p // bands, p % bands)
-            y0 = overlap(y, tile_y, self.rows)
-            with (
-                self.code.loop(tiles, "x") as x,
-                self.code.loop(blocks // outer, "o") as inner,
-            ):
-                block = o if outer == blocks else inner
-                self._tile(block, y0, overlap(x, tile_x, self.columns), tile_y, tile_x)
+        inner = self.block.count if self.ctx.decision.inner_o else 1
+        with (
+            self.code.loop(ceil_div(self.columns, tile_x), "x") as x,
+            self.code.loop(inner, "o") as i,
+        ):
+            block = i if self.ctx.decision.inner_o else o
+            self._tile(block, y0, overlap(x, tile_x, self.columns), tile_y, tile_x)
 
     def _tile(self, o: Expr, y0: Expr, x0: Expr, tile_y: int, tile_x: int) -> None:
         code, lanes = self.code, self.block.lanes

@@ -58,6 +58,9 @@ class Decision:
         """
         try:
             decision = cls(**json.loads(text))
+            for name, value in asdict(decision).items():
+                if type(value).__name__ != cls.__annotations__[name]:
+                    raise TypeError(f"{name} is {value!r}")
         except (TypeError, ValueError) as error:
             raise CompileError(
                 f"decision {text!r} cannot be read ({error}); write one with Decision.to_json"

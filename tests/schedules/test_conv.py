@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.targets.preset import Target
 from tests.schedules.harness import (
@@ -59,7 +62,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[::3], ids=str)
 def test_accumulators_are_exact(name, shape, rng):
     target = target_or_skip(name)
     channels, o, hw, k, stride, dilation = shape
@@ -144,8 +147,26 @@ def test_depthwise(name, c, hw, k, stride, dilation, rng):
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@settings(max_examples=5, derandomize=True)
+@given(data=st.data())
+def test_any_convolution_and_tile(name, data):
+    target = target_or_skip(name)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    channels = tuple(data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=3)))
+    k = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    hw = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 33)))
+    stride, dilation = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    o = data.draw(st.integers(1, 70))
+    tile = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4)))
+    decision = Decision("drawn", "dot", *tile, inner_o=data.draw(st.booleans()))
+    anchor, inputs, h, w = conv_of(target, rng, channels, o, hw, k, stride, dilation)
+    kernel = residual_kernel(target, anchor, inputs, h, w, rng)
+    check(kernel, target, rng, decision=decision)
+
+
+@pytest.mark.parametrize("name", TARGETS)
 def test_external_outputs_have_no_padding_channels(name, rng):
     target = target_or_skip(name)
-    for o in (3, 19, 25, 70):
+    for o in (3, 19, 70):
         anchor, inputs, h, w = conv_of(target, rng, (28,), o, (7, 9))
         check(accumulator_kernel(target, anchor, inputs, h, w, external=True), target, rng)

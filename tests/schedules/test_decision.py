@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resq_tvm.errors import CompileError
+from resq_tvm.schedules.decision import Decision
+
+tiles = st.integers(1, 28)
+
+
+@given(st.builds(Decision, st.text(), st.text(), tiles, tiles, tiles, st.booleans(), st.booleans()))
+def test_json_round_trip(decision):
+    assert Decision.from_json(decision.to_json()) == decision
+
+
+def test_prints_on_one_line():
+    assert str(Decision("dot", "dot", 1, 4, 2, inner_o=True)) == "dot 1x4x2 inner-o parallel"
+
+
+@pytest.mark.parametrize(
+    "text,reason",
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"rule": "dot"}', "cannot be read"),
+        ('{"rule": "dot", "method": "dot", "colour": 1}', "cannot be read"),
+        ('{"rule": "dot", "method": "dot", "tile_x": "4"}', "cannot be read"),
+        ('{"rule": "dot", "method": "dot", "tile_x": 0}', "empty tile"),
+    ],
+)
+def test_broken_decisions_are_refused(text, reason):
+    with pytest.raises(CompileError, match=reason):
+        Decision.from_json(text)
