@@ -10,11 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def class_map(logits: NDArray[Any], axis: int) -> NDArray[np.uint8]:
-    """Return the class of every pixel, uint8, from scores with classes along ``axis``."""
-    return logits.argmax(axis=axis).astype(np.uint8)
-
-
 def confusion(
     labels: NDArray[Any], predictions: NDArray[Any], classes: int, void: int | None = None
 ) -> NDArray[np.int64]:

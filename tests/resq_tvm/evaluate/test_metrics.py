@@ -9,7 +9,6 @@ from resq_tvm.evaluate.metrics import (
     LandmarkError,
     SegmentationError,
     class_agreement,
-    class_map,
     confusion,
     mean_iou,
 )
@@ -55,9 +54,5 @@ def test_landmark_error_is_the_mean_distance_of_visible_points() -> None:
     assert LandmarkError(reference, [np.zeros(3, bool)] * 2)([moved, moved], [0, 1]) == 0.0
 
 
-def test_class_maps_and_agreement() -> None:
-    logits = np.zeros((1, 3, 1, 2))
-    logits[0, 2, 0, 0] = 1
-    logits[0, 1, 0, 1] = 1
-    assert class_map(logits, 1).tolist() == [[[2, 1]]]
+def test_class_agreement() -> None:
     assert class_agreement(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 4])) == 0.75
