@@ -1,0 +1,69 @@
+"""Reference executor against compiled kernels on real networks and frames, layer by layer.
+
+    python benchmarks/agreement.py --network blazepose face_mesh espnet ddrnet
+
+Per network: kernels checked, those that must be exact and are not (must be none), the largest
+difference of the others (resizes, poolings, exponentials differ by ulps between libraries), and the
+share of activation codes that differ end to end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import resq_tvm as resq
+from benchmarks.networks import SOURCES, workload
+from resq_tvm.compiler import build
+from resq_tvm.verify import verify
+
+
+def measure(name: str, scheme: str, frames: int, state_dtype: str) -> dict[str, Any]:
+    """Verify a keyframe and ``frames - 1`` residual frames of a network."""
+    load = workload(name, max(frames, 8))
+    net = resq.load(load.model, input_shape=load.input_shape)
+    qnet = resq.calibrate(net, [load.frames[:8]], scheme, period=4)
+    compiled = build(qnet, state_dtype=state_dtype)
+    report = verify(compiled, [net.to_canonical(f) for f in load.frames[:frames]])
+    loose = [k for k in report.kernels.values() if not k.exact]
+    return {
+        "network": name,
+        "scheme": scheme,
+        "kernels": len(report.kernels),
+        "exact": sum(k.exact for k in report.kernels.values()),
+        "failures": report.failures,
+        "largest_of_the_others": max((k.largest for k in loose), default=0.0),
+        "codes": sum(k.codes for k in report.kernels.values()),
+        "differing_share": report.differing_share,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", nargs="+", default=list(SOURCES), choices=list(SOURCES))
+    parser.add_argument("--scheme", default="W8A8->W4A4")
+    parser.add_argument("--state-dtype", default="float16")
+    parser.add_argument("--frames", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    results = []
+    for name in args.network:
+        row = measure(name, args.scheme, args.frames, args.state_dtype)
+        results.append(row)
+        print(
+            f"{name:10} {row['kernels']} kernels, {row['exact']} must be exact, "
+            f"failing: {row['failures'] or 'none'}; others differ by at most "
+            f"{row['largest_of_the_others']:.2g}; codes differing end to end "
+            f"{row['differing_share']:.2e} of {row['codes']}",
+            flush=True,
+        )
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2))
+    if any(r["failures"] for r in results):
+        raise SystemExit("kernels differ from the reference where they must be exact")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""What the two programs of a partition share: settings, codes, quantized layers, state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from resq_tvm.passes.graph import Graph, concat_pieces, op_name, shape_of
+from resq_tvm.passes.operators import is_linear, is_recomputed
+from resq_tvm.passes.quantizers import quant_points
+from resq_tvm.passes.weights import quantize_weight
+from resq_tvm.scheme import Bits, Scheme, code_limit
+
+
+class Settings:
+    """What both programs read: the graph, precisions, scales, state dtype."""
+
+    def __init__(self, main: Any, state_dtype: str, recurrent: bool) -> None:
+        self.graph = Graph.of(main)
+        self.producers = self.graph.producers
+        self._rooted: dict[Any, bool] = {}
+        self.state_dtype = state_dtype
+        self.recurrent = recurrent
+        self.layers: dict[str, str] = json.loads(str(main.attrs["resq.layers"]))
+        options = (
+            json.loads(str(main.attrs["resq.options"])) if "resq.options" in main.attrs else {}
+        )
+        self.granularity = options.get("granularity", "channel")
+        scales = json.loads(str(main.attrs["resq.scales"]))
+        self.scales: dict[tuple[str, str, int], float] = {}
+        for program in ("keyframe", "residual"):
+            for point in quant_points(main, self.layers, program):
+                for value in point.values:
+                    self.scales[program, value, point.bits] = scales[program][point.name]
+        self.has_residual = all(
+            t == "float" or Scheme.parse(t).residual is not None for t in self.layers.values()
+        )
+
+    def bits(self, layer: str, program: str) -> Bits | None:
+        """Return a layer's bits in a program, None where it stays float."""
+        text = self.layers[layer]
+        if text == "float":
+            return None
+        scheme = Scheme.parse(text)
+        return scheme.key if program == "keyframe" else scheme.residual
+
+    def is_rooted(self, value: Any) -> bool:
+        """Whether a value's full form is computed from full forms, not as key + delta."""
+        if value not in self._rooted:
+            call = self.producers.get(value)
+            self._rooted[value] = (
+                call is None
+                or not is_linear(call)
+                or (is_recomputed(call) and all(self.is_rooted(v) for v in arguments(call)))
+            )
+        return self._rooted[value]
+
+
+class Program:
+    """Emission shared by both programs."""
+
+    program = ""
+
+    def __init__(self, settings: Settings) -> None:
+        self.s = settings
+        self.bb = relax.BlockBuilder()
+        self._codes: dict[tuple[Any, int, float], Any] = {}
+
+    def emit(self, expr: Any, name: str) -> Any:
+        """Bind an expression to a variable of that name."""
+        return self.bb.emit(expr, name_hint=name)
+
+    def recall(self, call: Any, args: list[Any], name: str) -> Any:
+        """Emit the same operator on other arguments."""
+        return self.emit(relax.Call(call.op, args, call.attrs, call.ty_args), name)
+
+    def codes(
+        self, value: Any, form: Callable[[Any], Any], prefix: str, bits: int, scale: float
+    ) -> Any:
+        """Emit the codes of a source value in the form given; a concat is quantized by pieces."""
+        key = (value, bits, scale)
+        if key not in self._codes:
+            name = f"{prefix}{value.name}_q{bits}"
+            sources = concat_pieces(value, self.s.producers)
+            if sources != [value]:
+                pieces = [self.codes(p, form, prefix, bits, scale) for p in sources]
+                expr = relax.op.concat(pieces, axis=len(shape_of(value)) - 1)
+            else:
+                q = relax.op.quantize(
+                    form(value),
+                    relax.const(np.float32(scale)),
+                    relax.const(np.int8(0)),
+                    axis=-1,
+                    out_dtype="int8",
+                )
+                limit = code_limit(bits)
+                expr = relax.op.clip(self.emit(q, f"{name}_raw"), -limit, limit)
+            self._codes[key] = self.emit(expr, name)
+        return self._codes[key]
+
+    def quantized_layer(
+        self, var: Any, call: Any, form: Callable[[Any], Any], prefix: str, bits: Bits
+    ) -> Any:
+        """Emit quantize → integer layer → dequantize."""
+        value = call.args[0]
+        scale = self.s.scales[self.program, value.name, bits.activation]
+        codes = self.codes(value, form, prefix, bits.activation, scale)
+        name = op_name(call)
+        weight, weight_scale = quantize_weight(
+            np.asarray(call.args[1].value.numpy()), name, bits.weight, self.s.granularity
+        )
+        at = call.attrs
+        w = relax.const(weight)
+        if name == "relax.nn.conv2d":
+            acc = relax.op.nn.conv2d(
+                codes, w, list(at.strides), list(at.padding), list(at.dilation), int(at.groups),
+                at.data_layout, at.kernel_layout, out_dtype="int32",
+            )  # fmt: skip
+        elif name == "relax.nn.conv2d_transpose":
+            acc = relax.op.nn.conv2d_transpose(
+                codes, w, list(at.strides), list(at.padding), list(at.output_padding),
+                list(at.dilation), int(at.groups), at.data_layout, at.kernel_layout,
+                out_dtype="int32",
+            )  # fmt: skip
+        else:
+            acc = relax.op.matmul(codes, w, out_dtype="int32")
+        acc = self.emit(acc, f"{prefix}{var.name}_acc")
+        out_scale = (np.float32(scale) * weight_scale).astype(np.float32)
+        return self.emit(
+            relax.op.dequantize(
+                acc,
+                relax.const(out_scale),
+                relax.const(np.zeros(out_scale.shape, np.int8)),
+                axis=len(shape_of(var)) - 1,
+                out_dtype="float32",
+            ),
+            f"{prefix}{var.name}",
+        )
+
+    def rounded(self, value: Any, name: str) -> tuple[Any, Any]:
+        """Return (what is stored, the float32 value to continue from)."""
+        if self.s.state_dtype == "float32":
+            return value, value
+        stored = self.emit(relax.op.astype(value, self.s.state_dtype), f"{name}_state")
+        return stored, self.emit(relax.op.astype(stored, "float32"), f"{name}_rounded")
+
+    def finish(self, outputs: list[Any], state: list[Any]) -> Any:
+        """End the dataflow block with ((outputs…), (state…))."""
+        return self.bb.emit_output(relax.Tuple([relax.Tuple(outputs), relax.Tuple(state)]))
+
+    def result(self) -> Any:
+        """Return the function, dead bindings removed."""
+        mod = relax.transform.DeadCodeElimination([self.program])(self.bb.finalize())
+        return mod[self.program].with_attr("num_input", len(self.s.graph.func.params))
+
+
+def arguments(call: Any) -> list[Any]:
+    """Return the variables among a call's arguments, tuples flattened."""
+    found = []
+    for arg in call.args:
+        fields = arg.fields if isinstance(arg, relax.Tuple) else [arg]
+        found += [f for f in fields if isinstance(f, relax.Var)]
+    return found
+
+
+def map_variables(arg: Any, change: Callable[[Any], Any]) -> Any:
+    """Map the variables of an argument, tuples included."""
+    if isinstance(arg, relax.Tuple):
+        return relax.Tuple([map_variables(f, change) for f in arg.fields])
+    return change(arg) if isinstance(arg, relax.Var) else arg

@@ -1,0 +1,150 @@
+"""The residual program of a partition, and the state that it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax
+
+from resq_tvm.passes.graph import is_const, is_linear_layer, op_name, shape_of
+from resq_tvm.passes.operators import is_linear
+from resq_tvm.passes.partition.program import Program, Settings, arguments, map_variables
+
+
+class Residual(Program):
+    """A frame relative to its keyframe, at residual precision."""
+
+    program = "residual"
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._deltas: dict[Any, Any] = {}
+        self._fulls: dict[Any, Any] = {}
+        self._keys: dict[Any, Any] = {}
+        self._frames: dict[Any, Any] = {}
+        self._state: dict[Any, Any] = {}
+        self._narrowed: dict[Any, Any] = {}  # recurrent: a full value as it is stored
+        self.state_values: list[Any] = []
+
+    def build(self) -> Any:
+        """Return the function."""
+        graph = self.s.graph
+        needed = needed_state(self.s)
+        order = [*graph.func.params, *(v for v, _ in graph.bindings)]
+        self.state_values = [v for v in order if v in needed]
+        params = [relax.Var(p.name, p.ty) for p in graph.func.params]
+        state = [
+            relax.Var(f"{v.name}_key", relax.TensorType(shape_of(v), self.s.state_dtype))
+            for v in self.state_values
+        ]
+        with self.bb.function(self.program, params + state):
+            with self.bb.dataflow():
+                self._frames = dict(zip(graph.func.params, params, strict=True))
+                self._state = dict(zip(self.state_values, state, strict=True))
+                for var, call in graph.bindings:
+                    if is_linear_layer(call):
+                        self.delta(var)
+                outputs = [self.full(v) for v in graph.outputs()]
+                new_state = [self.stored(v) for v in self.state_values]
+                result = self.finish(outputs, new_state)
+            self.bb.emit_func_output(result)
+        return self.result()
+
+    def stored(self, value: Any) -> Any:
+        """Return the state that is handed on: unchanged, or of this frame if recurrent."""
+        if not self.s.recurrent:
+            return self._state[value]
+        full = self.full(value)
+        return full if self.s.state_dtype == "float32" else self._narrowed[value]
+
+    def delta(self, value: Any) -> Any:
+        """Emit (once) the difference of a source value to its keyframe value."""
+        if value not in self._deltas:
+            self._deltas[value] = self._make_delta(value)
+        return self._deltas[value]
+
+    def _make_delta(self, value: Any) -> Any:
+        name = f"d_{value.name}"
+        call = self.s.producers.get(value)
+        if call is None or not is_linear(call):
+            return self.emit(relax.op.subtract(self.full(value), self.key(value)), name)
+        if is_linear_layer(call):
+            bits = self.s.bits(value.name, self.program)
+            if bits is not None:
+                return self.quantized_layer(value, call, self.delta, "d_", bits)
+        if op_name(call) in ("relax.add", "relax.subtract") and is_const(call.args[1]):
+            return self.delta(call.args[0])
+        if op_name(call) == "relax.nn.pad":
+            at = call.attrs
+            return self.emit(relax.op.nn.pad(self.delta(call.args[0]), list(at.pad_width)), name)
+        return self.recall(call, [map_variables(a, self.delta) for a in call.args], name)
+
+    def full(self, value: Any) -> Any:
+        """Emit (once) a source value of this frame."""
+        if value not in self._fulls:
+            call = self.s.producers.get(value)
+            if call is None:
+                full = self._frames[value]
+                if value in self._state:
+                    full = self._continue(value, full)
+            elif self.s.is_rooted(value):
+                full = self.recall(
+                    call, [map_variables(a, self.full) for a in call.args], value.name
+                )
+            else:
+                full = self.emit(relax.op.add(self.key(value), self.delta(value)), value.name)
+                if self.s.recurrent:
+                    full = self._continue(value, full)
+            self._fulls[value] = full
+        return self._fulls[value]
+
+    def _continue(self, value: Any, full: Any) -> Any:
+        stored, rounded = self.rounded(full, value.name)
+        self._narrowed[value] = stored
+        return rounded
+
+    def key(self, value: Any) -> Any:
+        """Emit (once) a source value of the keyframe."""
+        if value not in self._keys:
+            call = self.s.producers.get(value)
+            name = f"k_{value.name}"
+            if call is not None and self.s.is_rooted(value):
+                key = self.recall(call, [map_variables(a, self.key) for a in call.args], name)
+            else:
+                key = self._state[value]
+                if self.s.state_dtype != "float32":
+                    key = self.emit(relax.op.astype(key, "float32"), name)
+            self._keys[value] = key
+        return self._keys[value]
+
+
+def needed_state(settings: Settings) -> set[Any]:
+    """Return the source values whose keyframe value the residual program needs."""
+    need: set[Any] = set()
+    seen: set[tuple[str, Any]] = set()
+    stack = [("full", v) for v in settings.graph.outputs()]
+    stack += [("delta", v) for v, _ in settings.graph.layers()]
+    while stack:
+        item = stack.pop()
+        if item in seen:
+            continue
+        seen.add(item)
+        form, value = item
+        call = settings.producers.get(value)
+        rooted = settings.is_rooted(value)
+        if form == "key":
+            if call is None or not rooted:
+                need.add(value)
+            else:
+                stack += [("key", v) for v in arguments(call)]
+        elif form == "full":
+            if call is not None:
+                if rooted:
+                    stack += [("full", v) for v in arguments(call)]
+                else:
+                    stack += [("key", value), ("delta", value)]
+        elif call is None or not is_linear(call):
+            stack += [("full", value), ("key", value)]
+        else:
+            stack += [("delta", v) for v in arguments(call)]
+    return need
