@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from resq_tvm.schedules.code import Expr, first_lanes, load
+from resq_tvm.schedules.code import Expr, load
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
 from resq_tvm.schedules.dots import Dot, dot_for
 from resq_tvm.schedules.epilogue import Epilogue
@@ -92,7 +92,7 @@ class _PhaseBlock:
         code, lanes = self.code, self.block.lanes
         pixels = [(i, j) for i in range(tile_y) for j in range(tile_x)]
         part = LANES // self.dot.pieces
-        acc: dict[tuple[int, int, int], Any] = {}
+        acc: dict[tuple[int, int], Any] = {}
         for v in range(len(lanes)):
             for n in range(len(pixels)):
                 buffer = acc[n, v] = code.allocate(LANES, "int32")
@@ -102,13 +102,13 @@ class _PhaseBlock:
             self._reduce(segment, o, y0, x0, pixels, acc)
         sy, sx = self.anchor.out_stride
         for v, width in enumerate(lanes):
-            c = (o * len(lanes) + self.block.start + v) * LANES
-            self.epilogue.channels(c, width)
-            for n, (i, j) in enumerate(pixels):
-                value = first_lanes(load(acc[n, v], [0], LANES), width)
-                y = (y0 + i) * sy + self.phase.oy
-                x = (x0 + j) * sx + self.phase.ox
-                self.epilogue.pixel(value, y, x, c, width)
+            self.epilogue.tile(
+                [acc[n, v] for n in range(len(pixels))],
+                tile_x,
+                lambda i, j: ((y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox),
+                (o * len(lanes) + self.block.start + v) * LANES,
+                width,
+            )
 
     def _reduce(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import tirx
 
-from resq_tvm.schedules.code import Expr, cast, first_lanes, load
+from resq_tvm.schedules.code import Expr, cast, load
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, load_vector
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.packing import pack_weight, segments_of
@@ -65,7 +65,10 @@ def _emit_block(
                         value = value - offset
                     product = cast(value * w, "int32", LANES)
                     code.store(acc[n], [0], load(acc[n], [0], LANES) + product, LANES)
-        epilogue.channels(c, lanes)
-        for n in range(tile):
-            value = first_lanes(load(acc[n], [0], LANES), lanes)
-            epilogue.pixel(value, i * sy + phase.oy, (x0 + n) * sx + phase.ox, c, lanes)
+        epilogue.tile(
+            acc,
+            tile,
+            lambda _, j: (i * sy + phase.oy, (x0 + j) * sx + phase.ox),
+            c,
+            lanes,
+        )

@@ -6,6 +6,9 @@ fused operation where the CPU has it, so every product is fenced.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
@@ -20,7 +23,7 @@ from resq_tvm.schedules.code import (
     splat,
     vector_type,
 )
-from resq_tvm.schedules.context import Context, at, pad_channels
+from resq_tvm.schedules.context import LANES, Context, at, pad_channels
 from resq_tvm.schedules.spec import Node, TensorSpec
 
 _MAGIC_BITS = int(np.float32(vecmath.MAGIC).view(np.int32))
@@ -65,6 +68,39 @@ class Epilogue:
             for i in self.live
             if self.nodes[i].op == "vector"
         }
+
+    def tile(
+        self,
+        acc: Sequence[Any],
+        columns: int,
+        position: Callable[[int, Expr], tuple[Expr, Expr]],
+        c: Expr,
+        lanes: int,
+    ) -> None:
+        """Evaluate the nodes on a tile of accumulators.
+
+        Parameters
+        ----------
+        acc : sequence of buffers
+            16 × int32 each, in registers, row by row.
+        columns : int
+            Columns of the tile.
+        position : callable
+            Maps a row and a column of the tile to the output's (y, x).
+        c, lanes
+            The first channel and how many.
+        """
+        self.channels(c, lanes)
+        # A loop over the columns takes half the time to compile and is as fast: the accumulators
+        # pass through the first cache level.
+        spill = self.code.allocate(LANES * len(acc), "int32", "spill")
+        for n, buffer in enumerate(acc):
+            self.code.store(spill, [n * LANES], load(buffer, [0], LANES), LANES)
+        for i in range(len(acc) // columns):
+            with self.code.loop(columns, "j") as j:
+                y, x = position(i, j)
+                value = load(spill, [(j + i * columns) * LANES], lanes)
+                self.pixel(value, y, x, c, lanes)
 
     def pixel(self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
         """Evaluate the nodes at one pixel and store; `channels` must have been called."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from resq_tvm.schedules.code import Expr, first_lanes, intrinsic, load, reinterpret
+from resq_tvm.schedules.code import Expr, intrinsic, load, reinterpret
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, load_vector
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.spec import Conv, Phase
@@ -145,12 +145,14 @@ class _Block:
                         "llvm.x86.avx512.vpdpbusd.512", "int32", LANES, old, quads[q], weight
                     )
                     code.store(acc[r, n], [0], new, LANES)
-        self.epilogue.channels(c, lanes)
-        for (r, n), buffer in acc.items():
-            value = first_lanes(load(buffer, [0], LANES), lanes)
-            y = (y0 + r) * self.anchor.out_stride[0] + self.phase.oy
-            x = (x0 + n) * self.anchor.out_stride[1] + self.phase.ox
-            self.epilogue.pixel(value, y, x, c, lanes)
+        sy, sx = self.anchor.out_stride
+        self.epilogue.tile(
+            list(acc.values()),
+            tile_x,
+            lambda i, j: ((y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox),
+            c,
+            lanes,
+        )
 
     def _interleave(self, y0: Expr, x0: Expr, column: int, c: Expr, order: Any) -> list[Any]:
         """Return the interleaved quads of rows of one input column."""
