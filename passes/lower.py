@@ -45,13 +45,15 @@ class KernelRecord:
 class Lowered:
     """The fused module, the lowered one, the constants in the order of ``params``, the kernels.
 
-    ``kernels`` has one record per composite of ``fused``, by the composite's name.
+    ``kernels`` has one record per composite of ``fused``, by the composite's name; ``opaque``
+    names per program the operators that no kernel of ours covers and TVM lowers itself.
     """
 
     fused: tvm.IRModule
     module: tvm.IRModule
     params: dict[str, NDArray[Any]]
     kernels: dict[str, KernelRecord]
+    opaque: dict[str, list[str]]
     state_types: list[tuple[tuple[int, ...], str]]
 
 
@@ -69,7 +71,15 @@ def lower(mod: tvm.IRModule, target: Target) -> Lowered:
     for writer in writers:
         writer.write(out)
     state = [plans["keyframe"].physical_type(v) for v in plans["keyframe"].state_out]
-    return Lowered(mod, out, constants.arrays, kernels, state)
+    opaque = {
+        n: [
+            f"{op_name(e).removeprefix('relax.')} {v.name}"
+            for v, e in p.graph.bindings
+            if op_name(e)
+        ]
+        for n, p in plans.items()
+    }
+    return Lowered(mod, out, constants.arrays, kernels, opaque, state)
 
 
 def _names(mod: tvm.IRModule) -> list[str]:

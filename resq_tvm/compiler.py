@@ -124,6 +124,7 @@ def build(
         "outputs": [vars(t) for t in qnet.network.outputs],
         "state": state,
         "layers": _layers(report, qnet.layers, lowered.kernels),
+        "opaque": lowered.opaque,
         "bops": report.totals(),
         "options": {**options, "state_dtype": state_dtype},
     }

@@ -102,7 +102,11 @@ class FileEntry(_Strict):
 
 
 class Manifest(_Strict):
-    """Everything that is known of an artifact without loading its library."""
+    """Everything that is known of an artifact without loading its library.
+
+    ``opaque`` names, per program, the operators that run outside the fused kernels (in float32,
+    lowered by TVM itself).
+    """
 
     format: Literal["resq-tvm artifact"] = "resq-tvm artifact"
     format_version: Literal[1] = FORMAT_VERSION
@@ -115,6 +119,7 @@ class Manifest(_Strict):
     state: tuple[StateEntry, ...] = ()
     params: tuple[ParamEntry, ...] = ()
     layers: tuple[LayerEntry, ...] = ()
+    opaque: dict[str, tuple[str, ...]] = {}
     bops: dict[str, Any] = {}
     options: dict[str, Any] = {}
     processing: ProcessingConfig | None = None

@@ -47,6 +47,9 @@ def inspect(artifact: ArtifactPath, json: Json = False) -> None:
         ]
         if layers:
             out.print(table(("layer", "op", "MMACs", "key", "residual"), layers))
+        opaque = [(program, op) for program, ops in manifest.opaque.items() for op in ops]
+        if opaque:
+            out.print(table(("program", "operator outside the fused kernels"), opaque))
         files = [(name, entry.bytes, entry.sha256) for name, entry in manifest.files.items()]
         out.print(table(("file", "bytes", "sha256"), files))
 
