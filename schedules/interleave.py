@@ -47,7 +47,7 @@ def _plan(anchor: Conv, phase: Phase, tile_y: int) -> _Plan:
     offsets = sorted({r * stride + dy for r in range(tile_y) for dy, _ in taps})
     quads = [tuple(offsets[i : i + _GROUP]) for i in range(0, len(offsets), _GROUP)]
     weights: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    packed = []
+    packed: list[Any] = []
     for r in range(tile_y):
         for dx in sorted({dx for _, dx in taps}):
             for q, quad in enumerate(quads):

@@ -53,7 +53,7 @@ def densify(kernel: FusedKernel, outputs: int, inputs: int) -> FusedKernel:
     apart = len(anchor.inputs) == 1 and size % outputs == 0 and i % inputs == 0
     if anchor.groups == 1 or apart:
         return kernel
-    dense = np.zeros((o, kh, kw, i * anchor.groups), anchor.weight.dtype)
+    dense: Any = np.zeros((o, kh, kw, i * anchor.groups), anchor.weight.dtype)
     for g in range(anchor.groups):
         rows = slice(g * size, (g + 1) * size)
         dense[rows, :, :, g * i : (g + 1) * i] = anchor.weight[rows]
