@@ -71,11 +71,17 @@ def test_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def rewrite(path: Path, contents: bytes) -> None:
+    """Write a new file of the same name: the old one may be mapped into this process."""
+    path.unlink()
+    path.write_bytes(contents)
+
+
 @pytest.mark.parametrize("name", ["library.so", "params.safetensors"])
 def test_altered_file(folder: Path, name: str) -> None:
     contents = bytearray((folder / name).read_bytes())
     contents[len(contents) // 2] ^= 1
-    (folder / name).write_bytes(contents)
+    rewrite(folder / name, contents)
     with pytest.raises(ArtifactError, match=f"{name} does not match its SHA-256"):
         Artifact.load(folder)
 
@@ -83,7 +89,7 @@ def test_altered_file(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["library.so", "params.safetensors"])
 def test_truncated_file(folder: Path, name: str) -> None:
     contents = (folder / name).read_bytes()
-    (folder / name).write_bytes(contents[: len(contents) // 2])
+    rewrite(folder / name, contents[: len(contents) // 2])
     with pytest.raises(ArtifactError, match=f"{name} has .* bytes, the manifest says"):
         Artifact.load(folder)
 

@@ -206,7 +206,8 @@ def test_failures(call: Any, artifact: str, tmp_path: Path, name: str) -> None:
 def test_damaged_artifact(call: Any, tmp_path: Path) -> None:
     folder = tmp_path / "n.resq"
     tiny_artifact.write(folder)
-    (folder / "library.so").write_bytes(b"")
+    (folder / "library.so").unlink()  # the file may be mapped into this process
+    (folder / "library.so").touch()
     code, _, err = call("run", folder, "--input", "random", "-o", tmp_path / "o", "--json")
     assert code == 1 and json.loads(err)["error"]["type"] == "ArtifactError"
 
