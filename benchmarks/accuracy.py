@@ -17,6 +17,7 @@ from typing import Any
 
 import resq_tvm as resq
 from benchmarks.networks import DATA, SOURCES, clip_of, workload
+from benchmarks.record import record
 from resq_tvm.accuracy import (
     _plain,
     against_float,
@@ -115,15 +116,40 @@ def show(row: dict[str, Any]) -> None:
     )
 
 
+HEAD = (
+    "| T | scheme | e, unseen | F | H | recovery | e, all residual | F | H | recovery "
+    "| e, all frames | H | unit | state MB |"
+)
+
+
+def markdown(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    cells: list[str] = [str(row["period"]), row["scheme"]]
+    for errors in (row["unseen"]["residual"], row["all"]["residual"]):
+        share = errors["recovery"]
+        cells += [f"{errors[k]:.2f}" for k in ("scheme", "frame", "hold")]
+        cells.append("–" if share is None else f"{share:.2f}")
+    every = row["all"]["all"]
+    cells += [f"{every['scheme']:.2f}", f"{every['hold']:.2f}", row["unit"]]
+    cells.append(f"{row['state_bytes'] / 1e6:.2f}")
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--state-dtype", default="float16", choices=("float16", "float32"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--record", action="store_true", help="write into docs/figures.md")
     args = parser.parse_args()
     device = fingerprint()
     print(f"device: {device}; state {args.state_dtype}", flush=True)
     rows = [row for name in args.network for row in measure(name, args)]
+    if args.record:
+        for name in args.network:
+            table = [HEAD, "|" + " --- |" * HEAD.count(" |")]
+            table += [markdown(row) for row in rows if row["network"] == name]
+            record(f"Accuracy of {name}, state in {args.state_dtype}", table, device)
     if args.json:
         args.json.write_text(json.dumps({"device": device, "rows": rows}, indent=2))
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import resq_tvm as resq
 from benchmarks.networks import SOURCES, workload
+from benchmarks.record import record
 from resq_tvm.compiler import build
+from resq_tvm.device import fingerprint
 from resq_tvm.verify import verify
 
 
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--state-dtype", default="float16")
     parser.add_argument("--frames", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--record", action="store_true", help="write into docs/figures.md")
     args = parser.parse_args()
     results = []
     for name in args.network:
@@ -59,6 +62,18 @@ def main() -> None:
             f"{row['differing_share']:.2e} of {row['codes']}",
             flush=True,
         )
+    if args.record:
+        table = [
+            "| network | kernels | must be exact | failing | largest difference of the others "
+            "| codes | differing end to end |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        table += [
+            f"| {r['network']} | {r['kernels']} | {r['exact']} | {len(r['failures'])} "
+            f"| {r['largest_of_the_others']:.2g} | {r['codes']} | {r['differing_share']:.2e} |"
+            for r in results
+        ]
+        record(f"Agreement of kernels and reference, {args.scheme}", table, fingerprint())
     if args.json:
         args.json.write_text(json.dumps(results, indent=2))
     if any(r["failures"] for r in results):

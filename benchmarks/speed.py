@@ -24,12 +24,14 @@ parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--rounds", type=int, default=15)
 parser.add_argument("--calibration", type=int, default=8)
 parser.add_argument("--json", type=Path)
+parser.add_argument("--record", action="store_true", help="write the table into docs/figures.md")
 args = parser.parse_args()
 os.environ["TVM_NUM_THREADS"] = str(args.threads)
 
 import resq_tvm as resq  # noqa: E402
 from benchmarks import peers  # noqa: E402
 from benchmarks.networks import Workload, workload  # noqa: E402
+from benchmarks.record import record  # noqa: E402
 from resq_tvm.device import fingerprint  # noqa: E402
 
 
@@ -92,6 +94,17 @@ def main() -> None:
                 f"  {engine:38} {row['median']:8.2f} ms  (p10 {row['p10']:.2f}, "
                 f"p90 {row['p90']:.2f})   {row['ratio']:.2f} x"
             )
+    if args.record:
+        lines = [
+            "| network | engine | median ms | p10 | p90 | ratio |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for result in results:
+            for engine, row in result["rows"].items():
+                figures = " | ".join(f"{row[k]:.2f}" for k in ("median", "p10", "p90", "ratio"))
+                lines.append(f"| {result['network']} | {engine} | {figures} |")
+        threads = f"{args.threads} thread{'s' if args.threads > 1 else ''}"
+        record(f"Speed beside int8 peers, {threads}", lines, device)
     if args.json:
         args.json.write_text(
             json.dumps({"device": device, "results": results}, indent=2, default=str)
