@@ -1,7 +1,7 @@
 """Elementary functions on float32 vectors, without library calls.
 
 LLVM turns a vector ``exp`` into sixteen calls of ``expf``; these stay in registers. Errors are a
-few units in the last place (tests/schedules/test_vecmath.py measures them).
+few units in the last place (tests/schedules/test_epilogue.py bounds them).
 """
 
 from __future__ import annotations
