@@ -155,7 +155,7 @@ def predict(
         archive_path = archive_path.with_name(archive_path.name + ".npz")
     overlay_path = None if isinstance(task, RawTask) else archive_path.with_suffix(".mp4")
     frames = keyframes = 0
-    last_index, total_ms = -1, 0.0
+    total_ms = 0.0
     with ExitStack() as stack:
         archive = NpzWriter(stack.enter_context(atomic_file(archive_path)))
         stack.enter_context(archive)
@@ -171,7 +171,7 @@ def predict(
                 video.add(draw(step.picture, prediction, task, size, step.kind))
             frames += 1
             keyframes += step.kind == "keyframe"
-            last_index, total_ms = step.index, total_ms + step.ms
+            total_ms += step.ms
             if progress is not None:
                 progress("frame", frames)
         if frames == 0:
@@ -179,7 +179,7 @@ def predict(
     return {
         "frames": frames,
         "keyframes": keyframes,
-        "lost": last_index + 1 - frames,
+        "lost": session.position - frames,
         "output": str(archive_path),
         "overlay": None if overlay_path is None else str(overlay_path),
         "mean_ms": total_ms / frames,

@@ -92,6 +92,11 @@ class Session:
         self._since_keyframe = 0
         self._index = 0
 
+    @property
+    def position(self) -> int:
+        """Frames of the stream so far, lost ones included: the index of the next frame."""
+        return self._index
+
     def reset(self) -> None:
         """Forget the stream: the next frame is frame 0 and a keyframe."""
         self._state = None
