@@ -57,12 +57,14 @@ class _Sinker(Rewriter):
         return op.concat([self.emit(m, "value") for m in made], axis=3)
 
     def _pieces(self, expr: Any) -> list[Any] | None:
-        """Return the pieces of a value that is a concat along channels."""
+        """Return the pieces of a value that is a concat along channels, nested ones taken apart."""
         made = self.made_by(expr, "relax.concat")
         if made is None or len(shape_of(expr)) != 4 or int(made.attrs.axis) != 3:
             return None
         fields = list(made.args[0].fields)
-        return None if any(is_const(f) for f in fields) else fields
+        if any(is_const(f) for f in fields):
+            return None
+        return [piece for f in fields for piece in self._pieces(f) or [f]]
 
     def _others(self, second: Any, pieces: list[Any]) -> list[Any] | None:
         """Return the second operand cut like the first; None where it cannot be."""
