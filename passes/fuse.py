@@ -57,6 +57,16 @@ class _Group:
     members: list[Any] = field(default_factory=list)  # source variables, in order
 
 
+@dataclass(frozen=True)
+class _Composite:
+    """A private function; ``reads`` and ``exports`` are variables of the program."""
+
+    name: str
+    func: Any
+    reads: list[Any]
+    exports: list[Any]
+
+
 @tvm.transform.module_pass(opt_level=0, name="FuseKernels")
 class FuseKernels:
     """Turn the bindings of ``keyframe`` and ``residual`` into calls of composite functions."""
@@ -192,29 +202,29 @@ class _Fuser:
         params = [relax.Var(p.name, p.ty) for p in self.graph.func.params]
         env: dict[Any, Any] = dict(zip(self.graph.func.params, params, strict=True))
         copies: dict[Any, Any] = {}
-        composites = [
-            self._composite(g, i, needed[i]) if isinstance(g, _Group) else None
+        kernels = {
+            i: self._composite(g, needed[i])
             for i, g in enumerate(self.groups)
-        ]
-        handles = [bb.add_func(c[1], c[0]) if c is not None else None for c in composites]
+            if isinstance(g, _Group)
+        }
+        handles = {i: bb.add_func(k.func, k.name) for i, k in kernels.items()}
         with bb.function(self.program, params):
             with bb.dataflow():
-                for group, item, gv in zip(self.groups, composites, handles, strict=True):
-                    if item is None:
+                for i, group in enumerate(self.groups):
+                    if not isinstance(group, _Group):
                         call = self.producers[group]
                         args = [_substitute(a, env) for a in call.args]
-                        env[group] = bb.emit(
-                            relax.Call(call.op, args, call.attrs, call.ty_args), group.name
-                        )
+                        again = relax.Call(call.op, args, call.attrs, call.ty_args)
+                        env[group] = bb.emit(again, group.name)
                         continue
-                    _name, _func, reads, exports = item
-                    call = relax.Call(gv, [env[v] for v in reads])
-                    single = exports[0].name if len(exports) == 1 else f"{_name}_out"
-                    result = bb.emit(call, single)
-                    for i, v in enumerate(exports):
-                        value = result
-                        if len(exports) > 1:
-                            value = bb.emit(relax.TupleGetItem(result, i), v.name)
+                    kernel = kernels[i]
+                    several = len(kernel.exports) > 1
+                    name = f"{kernel.name}_out" if several else kernel.exports[0].name
+                    result = bb.emit(relax.Call(handles[i], [env[v] for v in kernel.reads]), name)
+                    for k, v in enumerate(kernel.exports):
+                        value = (
+                            bb.emit(relax.TupleGetItem(result, k), v.name) if several else result
+                        )
                         (copies if v in self.graph.func.params else env)[v] = value
                 body = self.graph.body
                 while isinstance(self.producers.get(body), relax.Tuple):
@@ -250,8 +260,8 @@ class _Fuser:
             for i, g in enumerate(self.groups)
         ]
 
-    def _composite(self, group: _Group, index: int, exports: list[Any]) -> tuple[Any, ...]:
-        """Make the private function of a group: (global var, function, reads, exports)."""
+    def _composite(self, group: _Group, exports: list[Any]) -> _Composite:
+        """Make the private function of a group."""
         reads: list[Any] = []
         for member in group.members:
             sources = [member] if member in self.graph.func.params else []
@@ -287,7 +297,7 @@ class _Fuser:
                 result = bb.emit_output(values[0] if len(values) == 1 else relax.Tuple(values))
             bb.emit_func_output(result)
         func = next(iter(bb.finalize().functions.values()))
-        return name, func, reads, exports
+        return _Composite(name, func, reads, exports)
 
 
 def _is_affine(call: Any) -> bool:

@@ -52,7 +52,7 @@ def concat_pieces(value: Any, producers: dict[Any, Any]) -> list[Any]:
 
     Anything else is a list of itself.
     """
-    call = producers.get(value)
+    call: Any = producers.get(value)
     if op_name(call) != "relax.concat" or not isinstance(call.args[0], relax.Tuple):
         return [value]
     rank = len(shape_of(value))

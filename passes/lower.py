@@ -59,7 +59,7 @@ class Lowered:
 
 def lower(mod: tvm.IRModule, target: Target) -> Lowered:
     """Lower the fused ``keyframe`` (and ``residual``, if any) for a target."""
-    programs = [n for n in ("keyframe", "residual") if n in _names(mod)]
+    programs: list[str] = [n for n in ("keyframe", "residual") if n in _names(mod)]
     plans = {n: _Plan(mod, n, target) for n in programs}
     _agree_on_state(plans)
     constants = _Constants()
@@ -144,7 +144,8 @@ class _Plan:
             for piece in inputs_of(cat) if cat is not None else [expr.args[0]]:
                 old = self.halos.get(outer[piece], (0, 0, 0, 0))
                 new = required_halo(expr)
-                self.halos[outer[piece]] = tuple(max(a, b) for a, b in zip(old, new, strict=True))
+                top, left, bottom, right = (max(a, b) for a, b in zip(old, new, strict=True))
+                self.halos[outer[piece]] = (top, left, bottom, right)
 
     def spec(self, var: Any) -> TensorSpec:
         """Return the physical tensor of a variable."""

@@ -50,9 +50,12 @@ def run_phases(
     """
     see = observe or (lambda _phase, _mod: None)
     see("calibrated", mod)
-    mod = Partition(state_dtype, recurrent)(mod)
+    # The pass decorator makes callables of these classes, which type checkers cannot see.
+    partition: Any = Partition(state_dtype, recurrent)
+    mod = partition(mod)
     see("partitioned", mod)
-    mod = FuseKernels()(mod)
+    fuse: Any = FuseKernels()
+    mod = fuse(mod)
     see("fused", mod)
     lowered = lower(mod, target)
     see("lowered", lowered.module)

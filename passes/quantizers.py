@@ -67,11 +67,11 @@ def quant_points(func: Any, layers: dict[str, str], program: str) -> list[QuantP
             key = parent[key]
         return key
 
-    for value, bits in readers:
-        for piece in concat_pieces(variables[value], producers):
-            key = (piece.name, bits)
-            if key in parent:
-                parent[find(key)] = find((value, bits))
+    for whole in readers:
+        for piece in concat_pieces(variables[whole[0]], producers):
+            part = (piece.name, whole[1])
+            if part in parent:
+                parent[find(part)] = find(whole)
 
     points = []
     for key in readers:

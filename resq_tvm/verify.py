@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from resq_tvm.compiler import Compiled
 
 EXACT_NODES = frozenset(
-    ("anchor", "load", "vector", "scalar", "dequantize", "add", "sub", "mul", "max", "min")
-    + ("neg", "abs", "prelu", "round16", "quantize")
+    {"anchor", "load", "vector", "scalar", "dequantize", "add", "sub", "mul", "max", "min", "neg"}
+    | {"abs", "prelu", "round16", "quantize"}
 )
 
 
