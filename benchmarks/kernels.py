@@ -92,8 +92,9 @@ def convolution(target: Target, spec: tuple) -> tuple[FusedKernel, int]:
         Node("quantize", (8,), value=3.0, limit=7),
     )
     kernel = FusedKernel(
-        "k", anchor, h, w, o, (x, _floats("u", h, w, o)), (_tensor(target, "q", h, w, o, (1,) * 4),),
-        nodes, (Store(9, "q"),), target.code, {"s": np.full(o, 1e-4, np.float32)},
+        "k", anchor, h, w, o, (x, _floats("u", h, w, o)),
+        (_tensor(target, "q", h, w, o, (1,) * 4),), nodes, (Store(9, "q"),), target.code,
+        {"s": np.full(o, 1e-4, np.float32)},
     )  # fmt: skip
     return kernel, h * w * o * k * k * (c // groups)
 

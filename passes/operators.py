@@ -35,6 +35,15 @@ def is_linear(call: Any) -> bool:
     return is_linear_layer(call) or name in _LINEAR_LOCAL or name in _LINEAR_WIDE
 
 
+def is_local(call: Any) -> bool:
+    """Whether an operator works value by value (or only moves values).
+
+    The keyframe's result of such an operator is recomputed from the keyframe's inputs; that of
+    others (max pooling, softmax, …) is state, since recomputing it costs a kernel.
+    """
+    return op_name(call) in ELEMENTWISE or op_name(call) in _LOCAL_SHAPE
+
+
 def is_recomputed(call: Any) -> bool:
     """Whether a linear operator is so cheap that it is computed on full values, too.
 

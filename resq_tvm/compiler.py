@@ -135,10 +135,11 @@ def _layers(
     report: Any, precisions: dict[str, str], kernels: dict[str, KernelRecord]
 ) -> list[dict[str, Any]]:
     """Return a manifest entry per linear layer: cost, bits, and the kernels that run it."""
-    ran: dict[str, dict[str, str]] = {}
-    for record in kernels.values():
+    ran: dict[str, dict[str, dict[str, str]]] = {}
+    for name, record in kernels.items():
         if record.layer is not None:
-            ran.setdefault(record.layer, {})[record.program] = str(record.decision)
+            entry = {"name": name, "decision": str(record.decision)}
+            ran.setdefault(record.layer, {})[record.program] = entry
     entries = []
     for layer in report.layers:
         text = precisions[layer.name]

@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax
 
 from resq_tvm.passes.graph import Graph, concat_pieces, op_name, shape_of
-from resq_tvm.passes.operators import is_linear, is_recomputed
+from resq_tvm.passes.operators import is_linear, is_local, is_recomputed
 from resq_tvm.passes.quantizers import quant_points
 from resq_tvm.passes.weights import quantize_weight
 from resq_tvm.scheme import Bits, Scheme, code_limit
@@ -47,6 +47,11 @@ class Settings:
             return None
         scheme = Scheme.parse(text)
         return scheme.key if program == "keyframe" else scheme.residual
+
+    def is_state(self, value: Any) -> bool:
+        """Whether a value's keyframe form, where it is needed, is state and not recomputed."""
+        call = self.producers.get(value)
+        return call is None or not is_local(call) or not self.is_rooted(value)
 
     def is_rooted(self, value: Any) -> bool:
         """Whether a value's full form is computed from full forms, not as key + delta."""

@@ -108,7 +108,7 @@ class Residual(Program):
         if value not in self._keys:
             call = self.s.producers.get(value)
             name = f"k_{value.name}"
-            if call is not None and self.s.is_rooted(value):
+            if not self.s.is_state(value):
                 key = self.recall(call, [map_variables(a, self.key) for a in call.args], name)
             else:
                 key = self._state[value]
@@ -133,7 +133,7 @@ def needed_state(settings: Settings) -> set[Any]:
         call = settings.producers.get(value)
         rooted = settings.is_rooted(value)
         if form == "key":
-            if call is None or not rooted:
+            if settings.is_state(value):
                 need.add(value)
             else:
                 stack += [("key", v) for v in arguments(call)]

@@ -9,8 +9,8 @@ In the residual program every value has up to three forms, made on demand:
 * *delta* ``v_t − v_k``: linear operators map deltas to deltas; a linear layer takes the quantized
   delta of its input (eq. 4 of the paper); other operators give ``g(u_t) − g(u_k)``;
 * *full* ``v_t``: ``v_k + delta`` behind linear layers, ``g(u_t)`` behind other operators;
-* *key* ``v_k``: recomputed from the keyframe values before it behind nonlinear and elementwise
-  operators, otherwise it is state.
+* *key* ``v_k``: recomputed from the keyframe values before it behind elementwise operators,
+  otherwise it is state.
 
 State is therefore exactly what turns deltas into full values. Control flow and symbolic shapes
 are not handled.
