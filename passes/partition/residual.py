@@ -85,16 +85,16 @@ class Residual(Program):
             call = self.s.producers.get(value)
             if call is None:
                 full = self._frames[value]
-                if value in self._state:
-                    full = self._continue(value, full)
             elif self.s.is_rooted(value):
                 full = self.recall(
                     call, [map_variables(a, self.full) for a in call.args], value.name
                 )
             else:
                 full = self.emit(relax.op.add(self.key(value), self.delta(value)), value.name)
-                if self.s.recurrent:
-                    full = self._continue(value, full)
+            # What is compared with rounded state is rounded alike; a sum with the state is not,
+            # unless it is the next state.
+            if value in self._state and (self.s.is_rooted(value) or self.s.recurrent):
+                full = self._continue(value, full)
             self._fulls[value] = full
         return self._fulls[value]
 

@@ -20,7 +20,7 @@ from tests.graphs import annotated, frames, random_network
 
 SEEDS = st.integers(0, 10**6)
 QUICK = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 W = np.array([[[[1.0]]]], np.float32)
 
