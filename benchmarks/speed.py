@@ -27,6 +27,7 @@ parser.add_argument("--json", type=Path)
 parser.add_argument("--record", action="store_true", help="write the table into docs/figures.md")
 args = parser.parse_args()
 os.environ["TVM_NUM_THREADS"] = str(args.threads)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would slow their neighbours
 
 import resq_tvm as resq  # noqa: E402
 from benchmarks import peers  # noqa: E402
