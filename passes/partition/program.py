@@ -150,7 +150,10 @@ class Program:
         """Return (what is stored, the float32 value to continue from)."""
         if self.s.state_dtype == "float32":
             return value, value
-        stored = self.emit(relax.op.astype(value, self.s.state_dtype), f"{name}_state")
+        # Beyond its range float16 would give infinity, and infinity − infinity NaN.
+        limit = float(np.finfo(self.s.state_dtype).max)
+        inside = self.emit(relax.op.clip(value, -limit, limit), f"{name}_inside")
+        stored = self.emit(relax.op.astype(inside, self.s.state_dtype), f"{name}_state")
         return stored, self.emit(relax.op.astype(stored, "float32"), f"{name}_rounded")
 
     def finish(self, outputs: list[Any], state: list[Any]) -> Any:

@@ -68,7 +68,8 @@ def test_layer_activation_layer() -> None:
         ):
             R.func_attr({"num_input": 1})
             with R.dataflow():
-                xs = R.astype(x, "float16")
+                xi = R.clip(x, -65504.0, 65504.0)
+                xs = R.astype(xi, "float16")
                 xr = R.astype(xs, "float32")
                 q0 = R.quantize(
                     xr, R.const(0.5, "float32"), R.const(0, "int8"), axis=-1, out_dtype="int8"
@@ -83,7 +84,8 @@ def test_layer_activation_layer() -> None:
                     R.const([0], "int8"), axis=3, out_dtype="float32",
                 )  # fmt: skip
                 b = R.add(a, R.const([3.0], "float32"))
-                bs = R.astype(b, "float16")
+                bi = R.clip(b, -65504.0, 65504.0)
+                bs = R.astype(bi, "float16")
                 br = R.astype(bs, "float32")
                 r = R.nn.relu(br)
                 gv = ((r,), (xs, bs))
@@ -101,7 +103,8 @@ def test_layer_activation_layer() -> None:
         ):
             R.func_attr({"num_input": 1})
             with R.dataflow():
-                xs = R.astype(x, "float16")
+                xi = R.clip(x, -65504.0, 65504.0)
+                xs = R.astype(xi, "float16")
                 xr = R.astype(xs, "float32")
                 kx = R.astype(x_key, "float32")
                 dx = R.subtract(xr, kx)
@@ -173,6 +176,18 @@ def test_residual_of_the_keyframe_is_the_keyframe(
     outputs, state = run(mod["keyframe"], key)
     again, _ = run(mod["residual"], key, *state)
     for got, want in zip(again, outputs, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_values_beyond_float16_are_clamped_not_infinite() -> None:
+    mod = annotated(random_network(3), "float")
+    key = frames(mod, 1)[0] * 1e6
+    programs = Partition("float16")(mod)
+    outputs, state = run(programs["keyframe"], key)
+    again, _ = run(programs["residual"], key, *state)
+    assert any(float(s.abs().max()) == 65504 for s in state)
+    for got, want in zip(again, outputs, strict=True):
+        assert torch.isfinite(got).all()
         assert torch.equal(got, want)
 
 
