@@ -20,7 +20,16 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from resq_tvm.passes.graph import Graph, imm_value, inputs_of, is_const, op_name, shape_of
+from resq_tvm.passes.graph import (
+    Graph,
+    imm_value,
+    inputs_of,
+    is_const,
+    map_variables,
+    op_name,
+    recall,
+    shape_of,
+)
 from resq_tvm.passes.operators import ELEMENTWISE
 
 ANCHORS = {
@@ -96,7 +105,7 @@ class _Fuser:
         for var, call in self.graph.bindings:
             if op_name(call):
                 self.place(var, call)
-        outputs = self._leaves(self.graph.body)
+        outputs = self._leaves()
         for leaf in outputs:
             if leaf in self.floating:
                 self.settle(leaf)
@@ -104,9 +113,8 @@ class _Fuser:
                 self._copy(leaf)
         self._write(out)
 
-    def _leaves(self, body: Any) -> list[Any]:
-        while isinstance(body, relax.Var) and isinstance(self.producers.get(body), relax.Tuple):
-            body = self.producers[body]
+    def _leaves(self) -> list[Any]:
+        body = self.graph.result
         return [x for f in body.fields for x in (f.fields if isinstance(f, relax.Tuple) else [f])]
 
     def place(self, var: Any, call: Any) -> None:
@@ -213,9 +221,7 @@ class _Fuser:
                 for i, group in enumerate(self.groups):
                     if not isinstance(group, _Group):
                         call = self.producers[group]
-                        args = [_substitute(a, env) for a in call.args]
-                        again = relax.Call(call.op, args, call.attrs, call.ty_args)
-                        env[group] = bb.emit(again, group.name)
+                        env[group] = bb.emit(recall(call, env.__getitem__), group.name)
                         continue
                     kernel = kernels[i]
                     several = len(kernel.exports) > 1
@@ -226,10 +232,8 @@ class _Fuser:
                             bb.emit(relax.TupleGetItem(result, k), v.name) if several else result
                         )
                         (copies if v in self.graph.func.params else env)[v] = value
-                body = self.graph.body
-                while isinstance(self.producers.get(body), relax.Tuple):
-                    body = self.producers[body]
-                result = bb.emit_output(_substitute(body, {**env, **copies}))
+                renamed = {**env, **copies}
+                result = bb.emit_output(map_variables(self.graph.result, renamed.__getitem__))
             bb.emit_func_output(result)
         for gv, func in bb.finalize().functions_items():
             attrs = self.graph.func.attrs if gv.name_hint == self.program else {}
@@ -253,7 +257,7 @@ class _Fuser:
                 for v in inputs_of(self.producers[member]):
                     if v not in (group.members if isinstance(group, _Group) else ()):
                         use(v, index)
-        for leaf in self._leaves(self.graph.body):
+        for leaf in self._leaves():
             use(leaf, None)
         return [
             [m for m in g.members if m in used[i]] if isinstance(g, _Group) else []
@@ -284,15 +288,8 @@ class _Fuser:
                     call = self.producers[member]
                     for v in inputs_of(call):
                         if v in self.virtual and v not in env:
-                            cat = self.producers[v]
-                            args = [_substitute(a, env) for a in cat.args]
-                            env[v] = bb.emit(
-                                relax.Call(cat.op, args, cat.attrs, cat.ty_args), v.name
-                            )
-                    args = [_substitute(a, env) for a in call.args]
-                    env[member] = bb.emit(
-                        relax.Call(call.op, args, call.attrs, call.ty_args), member.name
-                    )
+                            env[v] = bb.emit(recall(self.producers[v], env.__getitem__), v.name)
+                    env[member] = bb.emit(recall(call, env.__getitem__), member.name)
                 values = [env[v] for v in exports]
                 result = bb.emit_output(values[0] if len(values) == 1 else relax.Tuple(values))
             bb.emit_func_output(result)
@@ -305,9 +302,3 @@ def _is_affine(call: Any) -> bool:
     steps = [int(imm_value(s)) for s in call.args[4].fields] if len(call.args) > 4 else []
     axes = [int(imm_value(a)) % 4 for a in call.args[1].fields]
     return all(s > 0 and (a != 3 or s == 1) for a, s in zip(axes, steps, strict=False))
-
-
-def _substitute(arg: Any, env: dict[Any, Any]) -> Any:
-    if isinstance(arg, relax.Tuple):
-        return relax.Tuple([_substitute(f, env) for f in arg.fields])
-    return env[arg] if isinstance(arg, relax.Var) else arg

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +90,21 @@ class Graph:
                 users.setdefault(arg, []).append(var)
         return users
 
-    def outputs(self) -> list[Any]:
-        """Return the output variables, a single tensor as a list of one."""
+    @property
+    def result(self) -> Any:
+        """The body: a variable or a tuple, with the variables that name a tuple resolved."""
         body = self.body
         producers = self.producers
-        while isinstance(body, relax.Var) and body in producers and not op_name(producers[body]):
+        while isinstance(body, relax.Var) and isinstance(
+            producers.get(body), relax.Tuple | relax.Var
+        ):
             body = producers[body]
+        return body
+
+    def outputs(self) -> list[Any]:
+        """Return the output variables, a single tensor as a list of one."""
+        body = self.result
+        producers = self.producers
         fields = list(body.fields) if isinstance(body, relax.Tuple) else [body]
         resolved = []
         for item in fields:
@@ -106,6 +116,19 @@ class Graph:
     def layers(self) -> list[tuple[Any, Any]]:
         """Return the linear layers as (variable, call), in order."""
         return [(v, e) for v, e in self.bindings if is_linear_layer(e)]
+
+
+def map_variables(arg: Any, change: Callable[[Any], Any]) -> Any:
+    """Map the variables of an argument, tuples included."""
+    if isinstance(arg, relax.Tuple):
+        return relax.Tuple([map_variables(f, change) for f in arg.fields])
+    return change(arg) if isinstance(arg, relax.Var) else arg
+
+
+def recall(call: Any, change: Callable[[Any], Any]) -> Any:
+    """Return the same operator, attributes and constants on changed variables."""
+    args = [map_variables(a, change) for a in call.args]
+    return relax.Call(call.op, args, call.attrs, call.ty_args)
 
 
 def inputs_of(expr: Any) -> list[Any]:

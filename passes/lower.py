@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from resq_tvm.passes.fuse import plane_of
-from resq_tvm.passes.graph import Graph, inputs_of, is_linear_layer, op_name, shape_of
+from resq_tvm.passes.graph import Graph, inputs_of, is_linear_layer, op_name, recall, shape_of
 from resq_tvm.passes.kernel_spec import read_kernel, required_halo
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.emit import emit
@@ -94,9 +94,7 @@ class _Plan:
         self.func = mod[program]
         self.graph = Graph.of(self.func)
         self.producers = self.graph.producers
-        body = self.graph.body
-        while isinstance(self.producers.get(body), relax.Tuple):
-            body = self.producers[body]
+        body = self.graph.result
         frames = int(self.func.attrs["num_input"])
         self.frames = list(self.func.params)[:frames]
         self.state_in = list(self.func.params)[frames:]
@@ -253,9 +251,7 @@ class _Writer:
                     if var in self.emitted:
                         self._call(bb, env, var, expr, handles[var], params)
                     elif op_name(expr):
-                        args = [_substitute(a, env) for a in expr.args]
-                        call = relax.Call(expr.op, args, expr.attrs, expr.ty_args)
-                        env[var] = bb.emit(call, var.name)
+                        env[var] = bb.emit(recall(expr, env.__getitem__), var.name)
                 ys = relax.Tuple([env[v] for v in plan.outputs])
                 ss = relax.Tuple([env[v] for v in plan.state_out])
                 result = bb.emit_output(relax.Tuple([ys, ss]))
@@ -292,9 +288,3 @@ def _layer_of(func: Any) -> str | None:
         if is_linear_layer(expr):
             return str(var.name).removeprefix("d_").removesuffix("_acc")
     return None
-
-
-def _substitute(arg: Any, env: dict[Any, Any]) -> Any:
-    if isinstance(arg, relax.Tuple):
-        return relax.Tuple([_substitute(f, env) for f in arg.fields])
-    return env[arg] if isinstance(arg, relax.Var) else arg

@@ -18,7 +18,7 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from resq_tvm.passes.graph import Graph, inputs_of, op_name
+from resq_tvm.passes.graph import Graph, inputs_of, op_name, recall
 from resq_tvm.reference.executor import Executor
 from resq_tvm.schedules.spec import CodeFormat, Conv, FusedKernel, TensorSpec
 
@@ -141,11 +141,7 @@ class _Chains:
             elif isinstance(expr, relax.Call):
                 pairs = self._kernel(expr, [env[a] for a in expr.args])
                 env[var] = pairs if isinstance(var.ty, relax.TupleType) else pairs[0]
-        body = graph.body
-        producers = graph.producers
-        while isinstance(producers.get(body), relax.Tuple):
-            body = producers[body]
-        return [env[v] for v in body.fields[1].fields]
+        return [env[v] for v in graph.result.fields[1].fields]
 
     def _kernel(self, call: Any, arguments: list[Any]) -> list[Any]:
         name = call.op.name_hint
@@ -197,16 +193,9 @@ def _evaluate(var: Any, call: Any, variables: list[Any], arrays: list[Any]) -> N
     with bb.function("main", params):
         with bb.dataflow():
             env = dict(zip(variables, params, strict=True))
-            args = [_rename(a, env) for a in call.args]
-            out = bb.emit_output(relax.Call(call.op, args, call.attrs, call.ty_args))
+            out = bb.emit_output(recall(call, env.__getitem__))
         bb.emit_func_output(out)
     return _reference(Executor(bb.finalize()["main"]), arrays)[0]
-
-
-def _rename(arg: Any, env: dict[Any, Any]) -> Any:
-    if isinstance(arg, relax.Tuple):
-        return relax.Tuple([_rename(f, env) for f in arg.fields])
-    return env[arg] if isinstance(arg, relax.Var) else arg
 
 
 def _is_exact(kernel: FusedKernel) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 from tvm import relax
 
-from resq_tvm.passes.graph import is_linear_layer, op_name
-from resq_tvm.passes.partition.program import Program, Settings, map_variables
+from resq_tvm.passes.graph import is_linear_layer, op_name, recall
+from resq_tvm.passes.partition.program import Program, Settings
 
 
 class Keyframe(Program):
@@ -51,6 +51,4 @@ class Keyframe(Program):
             bits = self.s.bits(var.name, self.program)
             if bits is not None:
                 return self.quantized_layer(var, call, self.env.__getitem__, "", bits)
-        return self.recall(
-            call, [map_variables(a, self.env.__getitem__) for a in call.args], var.name
-        )
+        return self.emit(recall(call, self.env.__getitem__), var.name)

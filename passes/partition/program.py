@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from resq_tvm.passes.graph import Graph, concat_pieces, op_name, shape_of
+from resq_tvm.passes.graph import Graph, concat_pieces, inputs_of, op_name, shape_of
 from resq_tvm.passes.operators import is_linear, is_local, is_recomputed
 from resq_tvm.passes.quantizers import quant_points
 from resq_tvm.passes.weights import quantize_weight
@@ -60,7 +60,7 @@ class Settings:
             self._rooted[value] = (
                 call is None
                 or not is_linear(call)
-                or (is_recomputed(call) and all(self.is_rooted(v) for v in arguments(call)))
+                or (is_recomputed(call) and all(self.is_rooted(v) for v in inputs_of(call)))
             )
         return self._rooted[value]
 
@@ -78,10 +78,6 @@ class Program:
     def emit(self, expr: Any, name: str) -> Any:
         """Bind an expression to a variable of that name."""
         return self.bb.emit(expr, name_hint=name)
-
-    def recall(self, call: Any, args: list[Any], name: str) -> Any:
-        """Emit the same operator on other arguments."""
-        return self.emit(relax.Call(call.op, args, call.attrs, call.ty_args), name)
 
     def codes(
         self, value: Any, form: Callable[[Any], Any], prefix: str, bits: int, scale: float
@@ -164,19 +160,3 @@ class Program:
         """Return the function, dead bindings removed."""
         mod = relax.transform.DeadCodeElimination([self.program])(self.bb.finalize())
         return mod[self.program].with_attr("num_input", len(self.s.graph.func.params))
-
-
-def arguments(call: Any) -> list[Any]:
-    """Return the variables among a call's arguments, tuples flattened."""
-    found = []
-    for arg in call.args:
-        fields = arg.fields if isinstance(arg, relax.Tuple) else [arg]
-        found += [f for f in fields if isinstance(f, relax.Var)]
-    return found
-
-
-def map_variables(arg: Any, change: Callable[[Any], Any]) -> Any:
-    """Map the variables of an argument, tuples included."""
-    if isinstance(arg, relax.Tuple):
-        return relax.Tuple([map_variables(f, change) for f in arg.fields])
-    return change(arg) if isinstance(arg, relax.Var) else arg

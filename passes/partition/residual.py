@@ -6,9 +6,9 @@ from typing import Any
 
 from tvm import relax
 
-from resq_tvm.passes.graph import is_const, is_linear_layer, op_name, shape_of
+from resq_tvm.passes.graph import inputs_of, is_const, is_linear_layer, op_name, recall, shape_of
 from resq_tvm.passes.operators import is_linear
-from resq_tvm.passes.partition.program import Program, Settings, arguments, map_variables
+from resq_tvm.passes.partition.program import Program, Settings
 
 
 class Residual(Program):
@@ -77,7 +77,7 @@ class Residual(Program):
         if op_name(call) == "relax.nn.pad":
             at = call.attrs
             return self.emit(relax.op.nn.pad(self.delta(call.args[0]), list(at.pad_width)), name)
-        return self.recall(call, [map_variables(a, self.delta) for a in call.args], name)
+        return self.emit(recall(call, self.delta), name)
 
     def full(self, value: Any) -> Any:
         """Emit (once) a source value of this frame."""
@@ -86,9 +86,7 @@ class Residual(Program):
             if call is None:
                 full = self._frames[value]
             elif self.s.is_rooted(value):
-                full = self.recall(
-                    call, [map_variables(a, self.full) for a in call.args], value.name
-                )
+                full = self.emit(recall(call, self.full), value.name)
             else:
                 full = self.emit(relax.op.add(self.key(value), self.delta(value)), value.name)
             # What is compared with rounded state is rounded alike; a sum with the state is not,
@@ -106,10 +104,10 @@ class Residual(Program):
     def key(self, value: Any) -> Any:
         """Emit (once) a source value of the keyframe."""
         if value not in self._keys:
-            call = self.s.producers.get(value)
+            call: Any = self.s.producers.get(value)
             name = f"k_{value.name}"
             if not self.s.is_state(value):
-                key = self.recall(call, [map_variables(a, self.key) for a in call.args], name)
+                key = self.emit(recall(call, self.key), name)
             else:
                 key = self._state[value]
                 if self.s.state_dtype != "float32":
@@ -136,15 +134,15 @@ def needed_state(settings: Settings) -> set[Any]:
             if settings.is_state(value):
                 need.add(value)
             else:
-                stack += [("key", v) for v in arguments(call)]
+                stack += [("key", v) for v in inputs_of(call)]
         elif form == "full":
             if call is not None:
                 if rooted:
-                    stack += [("full", v) for v in arguments(call)]
+                    stack += [("full", v) for v in inputs_of(call)]
                 else:
                     stack += [("key", value), ("delta", value)]
         elif call is None or not is_linear(call):
             stack += [("full", value), ("key", value)]
         else:
-            stack += [("delta", v) for v in arguments(call)]
+            stack += [("delta", v) for v in inputs_of(call)]
     return need
