@@ -17,6 +17,7 @@ import torch
 import tvm
 from numpy.typing import NDArray
 from tvm import relax
+from tvm.runtime.vm import VirtualMachine
 
 from resq_tvm.passes.graph import Graph, inputs_of, op_name, recall
 from resq_tvm.reference.executor import Executor
@@ -47,9 +48,15 @@ class KernelCheck:
 
 @dataclass
 class VerifyReport:
-    """All kernels, and whether the library's programs gave the kernels' outputs."""
+    """All kernels, and the outputs of the library's programs beside the chain of kernels.
+
+    ``outputs_differing`` counts values of the programs' outputs that the chain of kernels gave
+    otherwise; it must be 0 where no operator runs outside the kernels.
+    """
 
     kernels: dict[str, KernelCheck] = field(default_factory=dict)
+    outputs: int = 0
+    outputs_differing: int = 0
 
     @property
     def failures(self) -> list[str]:
@@ -104,8 +111,7 @@ def verify(compiled: Compiled, frames: Iterable[NDArray[np.float32]]) -> VerifyR
         program = "keyframe" if state is None else "residual"
         if program == "residual" and "residual" not in chains.programs:
             program, state = "keyframe", None
-        made = chains.run(program, frame, state)
-        state = state if program == "residual" else made
+        state = chains.run(program, frame, state)
     return report
 
 
@@ -121,6 +127,8 @@ class _Chains:
             if g.name_hint in ("keyframe", "residual")
         }
         self.references: dict[str, Executor] = {}
+        self.machine = VirtualMachine(compiled.executable, tvm.cpu())
+        self.machine_state: Any = None
 
     def run(self, program: str, frame: NDArray[np.float32], state: Any) -> Any:
         """Run one frame; return ((artifact's state, reference's state) per tensor)."""
@@ -141,7 +149,23 @@ class _Chains:
             elif isinstance(expr, relax.Call):
                 pairs = self._kernel(expr, [env[a] for a in expr.args])
                 env[var] = pairs if isinstance(var.ty, relax.TupleType) else pairs[0]
-        return [env[v] for v in graph.result.fields[1].fields]
+        outputs, state_out = graph.result.fields
+        self._compare_outputs(program, frame, [env[v][0] for v in outputs.fields])
+        return [env[v] for v in state_out.fields]
+
+    def _compare_outputs(
+        self, program: str, frame: NDArray[np.float32], chain: list[NDArray[Any]]
+    ) -> None:
+        """Run the library's own program and compare its outputs with the chain's."""
+        arguments = [tvm.runtime.tensor(np.ascontiguousarray(frame))]
+        if program == "residual":
+            arguments.append(self.machine_state)
+        results, state = self.machine[program](*arguments, self.constants)
+        self.machine_state = state
+        for got, want in zip(results, chain, strict=True):
+            self.report.outputs += want.size
+            differing = np.count_nonzero(got.numpy().reshape(-1) != want.reshape(-1))
+            self.report.outputs_differing += int(differing)
 
     def _kernel(self, call: Any, arguments: list[Any]) -> list[Any]:
         name = call.op.name_hint

@@ -1,0 +1,49 @@
+"""The verifier must notice a wrong kernel."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import tvm
+
+from resq_tvm.passes.pipeline import build_pipeline, run_phases
+from resq_tvm.schedules.spec import CodeFormat, TensorSpec
+from resq_tvm.targets.preset import get_target
+from resq_tvm.verify import pack, unpack, verify
+from tests.graphs import annotated, frames, random_network
+
+
+def test_one_changed_weight_is_a_failure_of_its_layer_and_spreads() -> None:
+    mod = annotated(random_network(2), "W8A8->W8A8")
+    target = get_target("auto")
+    lowered = run_phases(mod, target, state_dtype="float32", recurrent=False)
+    machine = tvm.target.Target(target.llvm)
+    with machine, tvm.transform.PassContext(opt_level=3):
+        executable = tvm.relax.build(
+            lowered.module, target=machine, relax_pipeline=build_pipeline()
+        )
+    clip = frames(mod, 2)
+    sound = SimpleNamespace(executable=executable, params=lowered.params, lowered=lowered)
+    report = verify(sound, clip)
+    assert report.failures == []
+    assert report.outputs > 0
+    assert report.outputs_differing == 0
+
+    name = next(n for n, a in lowered.params.items() if a.dtype == np.int8)
+    broken = {n: a.copy() for n, a in lowered.params.items()}
+    broken[name] += 1
+    report = verify(SimpleNamespace(executable=executable, params=broken, lowered=lowered), clip)
+    assert report.failures
+    assert report.failures[0] == name.rsplit(".", 1)[0]
+    assert report.kernels[report.failures[0]].largest > 0
+
+
+def test_pack_and_unpack_are_inverse_around_halo_and_padding() -> None:
+    code = CodeFormat("uint8", 128)
+    spec = TensorSpec("t", 3, 2, 5, "uint8", 8, (1, 2, 0, 1))
+    codes = np.arange(-15, 15, dtype=np.int8).reshape(1, 3, 2, 5)
+    physical = pack(codes, spec, code)
+    assert physical.shape == spec.shape
+    assert (physical[0, 0] == 128).all()
+    np.testing.assert_array_equal(unpack(physical, spec, code), codes[0])
