@@ -19,10 +19,10 @@ import resq_tvm as resq
 from benchmarks.networks import DATA, SOURCES, clip_of, workload
 from benchmarks.record import record
 from resq_tvm.accuracy import (
-    _plain,
     against_float,
     against_labels,
     artifact_predictions,
+    plain,
 )
 from resq_tvm.device import fingerprint
 from resq_tvm.evaluate.judge import judge
@@ -61,7 +61,7 @@ def predictions(
             state_dtype=args.state_dtype,
         )  # fmt: skip
         session = resq.Session(artifact, period=period, copy=False)
-        found = [_plain(p) for p in artifact_predictions(session, clip_of(SOURCES[name]))]
+        found = [plain(p) for p in artifact_predictions(session, clip_of(SOURCES[name]))]
         return artifact.manifest, found
 
 

@@ -29,17 +29,14 @@ def record(section: str, lines: list[str], device: dict[str, Any]) -> None:
     device : dict
         The fingerprint of the machine that measured.
     """
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=PAGE.parent,
-        check=False,
-    ).stdout.strip()
+    commit = _git("rev-parse", "--short", "HEAD") or "an export"
+    # The page itself changes with every recorded section.
+    if _git("status", "--porcelain", "--", ":/", f":!{PAGE}"):
+        commit += " with changes"
     words = [Path(sys.argv[0]).stem, *(Path(a).name for a in sys.argv[1:])]
     machine = ", ".join(f"{k} {v}" for k, v in device.items())
     stamp = (
-        f"`python -m benchmarks.{' '.join(words)}` at {commit or 'an export'}, "
+        f"`python -m benchmarks.{' '.join(words)}` at {commit}, "
         f"{datetime.date.today().isoformat()}; {machine}"
     )
     body = "\n".join([f"## {section}", "", stamp, "", *lines, ""])
@@ -48,3 +45,10 @@ def record(section: str, lines: list[str], device: dict[str, Any]) -> None:
     kept = [s for s in sections if s.splitlines()[0] != section]
     text = "\n## ".join([head.rstrip("\n") + "\n", *(s.rstrip("\n") + "\n" for s in kept)])
     PAGE.write_text(f"{text.rstrip()}\n\n{body}")
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], capture_output=True, text=True, cwd=PAGE.parent, check=False
+    )
+    return done.stdout.strip()

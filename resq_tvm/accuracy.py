@@ -170,8 +170,8 @@ def evaluate(
         )
     session = Session(artifact, period=period, copy=False, threads=threads)
     framed = Session(frame_artifact, copy=False, threads=threads)
-    exact = [_plain(p) for p in artifact_predictions(framed, clip)]
-    scheme = [_plain(p) for p in artifact_predictions(session, clip)]
+    exact = [plain(p) for p in artifact_predictions(framed, clip)]
+    scheme = [plain(p) for p in artifact_predictions(session, clip)]
     if len(exact) > reference.frames:
         raise ClipError(
             f"clip {clip.name!r} has {len(exact)} frames and {reference.frames} references; "
@@ -186,7 +186,8 @@ def _processing(manifest: Manifest) -> ProcessingConfig:
     return manifest.processing or ProcessingConfig()
 
 
-def _plain(prediction: Prediction) -> Plain:
+def plain(prediction: Prediction) -> Plain:
+    """Return a class map's labels or landmarks' points; raise `ConfigError` for raw outputs."""
     if isinstance(prediction, ClassMap):
         return prediction.labels
     if isinstance(prediction, Landmarks):
