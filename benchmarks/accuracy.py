@@ -1,4 +1,4 @@
-"""Accuracy of compiled artifacts, judged by F, H, e and recovery (docs/accuracy.md).
+"""Accuracy of compiled artifacts, judged by F, H, e and recovery (docs/calibration.md).
 
     python benchmarks/accuracy.py --network espnet blazepose face_mesh
 
