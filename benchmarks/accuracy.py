@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
         "schemes": ("W8A8->W8A8", "W8A8->W8A6", "W8A8->W8A4", "W8A8->W4A4"),
     },
     "face_mesh": {
-        "periods": (4,),
+        "periods": (4, 8),
         "calibration": 16,
         "schemes": ("W8A8->W8A8", "W8A8->W8A6", "W8A8->W8A4", "W8A8->W4A4"),
     },
