@@ -62,6 +62,13 @@ def run_phases(
     return lowered
 
 
+def generate_code(lowered: Lowered, target: Target) -> Any:
+    """Return the virtual machine's executable of a lowered module."""
+    machine = tvm.target.Target(target.llvm)
+    with machine, tvm.transform.PassContext(opt_level=3):
+        return tvm.relax.build(lowered.module, target=machine, relax_pipeline=build_pipeline())
+
+
 def build_pipeline() -> tvm.transform.Pass:
     """Return the Relax passes from lowered module to virtual-machine code."""
     return tvm.transform.Sequential(

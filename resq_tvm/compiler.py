@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm
 from numpy.typing import NDArray
 
 from resq_tvm import bops
 from resq_tvm.artifact import Artifact, write_artifact
 from resq_tvm.errors import CompileError
 from resq_tvm.passes.lower import KernelRecord, Lowered
-from resq_tvm.passes.pipeline import build_pipeline, dump_to, run_phases
+from resq_tvm.passes.pipeline import dump_to, generate_code, run_phases
 from resq_tvm.processing.config import ProcessingConfig
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.targets.preset import Target, get_target
@@ -101,11 +100,7 @@ def build(
         observe=observe,
     )
     tell("generate code")
-    machine = tvm.target.Target(preset.llvm)
-    with machine, tvm.transform.PassContext(opt_level=3):
-        executable = tvm.relax.build(
-            lowered.module, target=machine, relax_pipeline=build_pipeline()
-        )
+    executable = generate_code(lowered, preset)
     report = bops.count(qnet.module, qnet.period)
     state = [
         {

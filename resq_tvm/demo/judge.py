@@ -36,11 +36,6 @@ def error_unit(prediction: Prediction) -> str:
     return "px" if isinstance(prediction, Landmarks) else "% pixels"
 
 
-def hold(keyframes: Sequence[Prediction], period: int) -> list[Prediction]:
-    """Return the predictions of repeating each keyframe's until the next one."""
-    return [keyframes[i - i % period] for i in range(len(keyframes))]
-
-
 @dataclass(frozen=True)
 class Entry:
     """One row of the demo's table. ``ms`` is per frame, amortised over the period."""

@@ -17,9 +17,9 @@ from resq_tvm.accuracy import float_predictions
 from resq_tvm.bops import count
 from resq_tvm.clips import PreparedClip
 from resq_tvm.compiler import compile as compile_network
-from resq_tvm.demo.judge import Entry, error_unit, frame_error, hold
+from resq_tvm.demo.judge import Entry, error_unit, frame_error
 from resq_tvm.demo.subject import Subject
-from resq_tvm.evaluate.judge import recovery
+from resq_tvm.evaluate.judge import hold, recovery
 from resq_tvm.network import Network, load
 from resq_tvm.predict import make_preprocessor, steps
 from resq_tvm.processing.postprocess import Prediction, interpret

@@ -79,6 +79,11 @@ def recovery(frame: float, hold: float, scheme: float) -> float | None:
     return (hold - scheme) / (hold - frame)
 
 
+def hold(keyframes: Sequence[P], period: int) -> list[P]:
+    """Return the predictions of repeating each keyframe's until the next one."""
+    return [keyframes[n - n % period] for n in range(len(keyframes))]
+
+
 def judge(
     frame: Sequence[P],
     scheme: Sequence[P],
@@ -118,7 +123,7 @@ def judge(
     residual = [n for n in every if n % period]
     if not residual:
         raise ConfigError(f"none of the {len(every)} counted frames is a residual frame")
-    held = [frame[n - n % period] for n in range(len(frame))]
+    held = hold(frame, period)
 
     def errors(frames: list[int]) -> Errors:
         return Errors(len(frames), error(frame, frames), error(held, frames), error(scheme, frames))

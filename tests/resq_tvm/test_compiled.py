@@ -11,7 +11,7 @@ import torch
 import tvm
 from tvm.runtime.vm import VirtualMachine
 
-from resq_tvm.passes.pipeline import build_pipeline, run_phases
+from resq_tvm.passes.pipeline import generate_code, run_phases
 from resq_tvm.reference.executor import Executor
 from resq_tvm.targets.preset import get_target, missing_features
 from resq_tvm.verify import verify
@@ -25,11 +25,7 @@ def built(mod: tvm.IRModule, target: str, state_dtype: str, recurrent: bool) -> 
     if missing_features(preset):
         pytest.skip(f"this CPU lacks {', '.join(missing_features(preset))} of {target}")
     lowered = run_phases(mod, preset, state_dtype=state_dtype, recurrent=recurrent)
-    machine = tvm.target.Target(preset.llvm)
-    with machine, tvm.transform.PassContext(opt_level=3):
-        executable = tvm.relax.build(
-            lowered.module, target=machine, relax_pipeline=build_pipeline()
-        )
+    executable = generate_code(lowered, preset)
     return SimpleNamespace(executable=executable, params=lowered.params, lowered=lowered)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
-import tvm
 
-from resq_tvm.passes.pipeline import build_pipeline, run_phases
+from resq_tvm.passes.pipeline import generate_code, run_phases
 from resq_tvm.schedules.spec import CodeFormat, TensorSpec
 from resq_tvm.targets.preset import get_target
 from resq_tvm.verify import pack, unpack, verify
@@ -18,11 +17,7 @@ def test_one_changed_weight_is_a_failure_of_its_layer_and_spreads() -> None:
     mod = annotated(random_network(2), "W8A8->W8A8")
     target = get_target("auto")
     lowered = run_phases(mod, target, state_dtype="float32", recurrent=False)
-    machine = tvm.target.Target(target.llvm)
-    with machine, tvm.transform.PassContext(opt_level=3):
-        executable = tvm.relax.build(
-            lowered.module, target=machine, relax_pipeline=build_pipeline()
-        )
+    executable = generate_code(lowered, target)
     clip = frames(mod, 2)
     sound = SimpleNamespace(executable=executable, params=lowered.params, lowered=lowered)
     report = verify(sound, clip)

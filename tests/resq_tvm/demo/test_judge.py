@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resq_tvm.demo.judge import Entry, error_unit, frame_error, hold, verdict
-from resq_tvm.evaluate.judge import recovery
+from resq_tvm.demo.judge import Entry, error_unit, frame_error, verdict
+from resq_tvm.evaluate.judge import hold, recovery
 from resq_tvm.processing.postprocess import ClassMap, Landmarks
 
 
