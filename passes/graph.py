@@ -13,8 +13,13 @@ LINEAR_OPS = ("relax.nn.conv2d", "relax.nn.conv2d_transpose", "relax.matmul")
 
 
 def op_name(expr: Any) -> str:
-    """Return the operator's name of a call (``""`` for anything else)."""
+    """Return the operator's name of a call (``""`` for anything else).
+
+    Operators of ours (``resq.choose``, ``resq.gate``) are calls of pure packed functions.
+    """
     if isinstance(expr, relax.Call) and isinstance(expr.op, ir.Op):
+        if expr.op.name == "relax.call_pure_packed":
+            return str(expr.args[0].global_symbol)
         return str(expr.op.name)
     return ""
 

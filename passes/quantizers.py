@@ -13,9 +13,9 @@ from resq_tvm.passes.graph import Graph, concat_pieces
 from resq_tvm.scheme import Scheme
 
 
-def quantizer_name(value: str, bits: int) -> str:
-    """Return the name of the quantizer of ``value`` at ``bits`` bits."""
-    return f"{value}:{bits}"
+def quantizer_name(value: str, bits: int, pool: tuple[int, ...] = ()) -> str:
+    """Return the name of the quantizer of ``value`` at ``bits`` bits, or with a pool of them."""
+    return f"{value}:{','.join(map(str, pool)) if pool else bits}"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class QuantPoint:
 
     ``values`` holds more than one name when a concat and its inputs are tied: one scale serves
     all of them. ``layers`` are the linear layers whose output errors the fit sums up; layer i
-    reads value ``reads[i]``.
+    reads value ``reads[i]``. With a ``pool``, ``bits`` is its highest and the scale is that of the
+    highest.
     """
 
     name: str
@@ -32,6 +33,7 @@ class QuantPoint:
     values: tuple[str, ...]
     layers: tuple[str, ...]
     reads: tuple[str, ...]
+    pool: tuple[int, ...] = ()
 
 
 def quant_points(func: Any, layers: dict[str, str], program: str) -> list[QuantPoint]:
@@ -46,7 +48,7 @@ def quant_points(func: Any, layers: dict[str, str], program: str) -> list[QuantP
     """
     graph = Graph.of(func)
     producers = graph.producers
-    readers: dict[tuple[str, int], list[str]] = {}
+    readers: dict[tuple[str, int, tuple[int, ...]], list[str]] = {}
     variables: dict[str, Any] = {}
     for var, call in graph.layers():
         text = layers[var.name]
@@ -58,18 +60,19 @@ def quant_points(func: Any, layers: dict[str, str], program: str) -> list[QuantP
             continue
         value = call.args[0]
         variables[value.name] = value
-        readers.setdefault((value.name, bits.activation), []).append(var.name)
+        key = (value.name, bits.activation, bits.pool)
+        readers.setdefault(key, []).append(var.name)
 
     parent = {key: key for key in readers}
 
-    def find(key: tuple[str, int]) -> tuple[str, int]:
+    def find(key: tuple[str, int, tuple[int, ...]]) -> tuple[str, int, tuple[int, ...]]:
         while parent[key] != key:
             key = parent[key]
         return key
 
     for whole in readers:
         for piece in concat_pieces(variables[whole[0]], producers):
-            part = (piece.name, whole[1])
+            part = (piece.name, *whole[1:])
             if part in parent:
                 parent[find(part)] = find(whole)
 
@@ -86,6 +89,7 @@ def quant_points(func: Any, layers: dict[str, str], program: str) -> list[QuantP
                 tuple(k[0] for k in members),
                 tuple(p[0] for p in pairs),
                 tuple(p[1] for p in pairs),
+                key[2],
             )
         )
     return points

@@ -1,7 +1,9 @@
-"""Quantization schemes: ``W8A8->W4A4``, ``W8A4``, per-layer overrides. Leaf module.
+"""Quantization schemes: ``W8A8->W4A4``, ``W8A8->W8A{0,4,8}``, ``W8A4``, overrides. Leaf module.
 
 The grammar is ``W<b>A<b>`` for keyframes, optionally ``->W<b>A<b>`` for residual frames, with
 2 to 8 bits each. Without an arrow every frame is computed on its own (frame quantization).
+A residual's activations may be a pool, ``A{0,4,8}``: every pixel gets the fewest bits of the pool
+that do (Dynamic-ResQ, eq. 9 to 11), 0 bits drop it.
 ``float`` as a layer's precision keeps that layer in float32 in both programs.
 """
 
@@ -17,7 +19,7 @@ from resq_tvm.errors import SchemeError
 MIN_BITS = 2
 MAX_BITS = 8
 
-_BITS = re.compile(r"W(\d+)A(\d+)", re.IGNORECASE)
+_BITS = re.compile(r"W(\d+)A(\d+|\{[^{}]*\})", re.IGNORECASE)
 
 
 def code_limit(bits: int) -> int:
@@ -27,29 +29,59 @@ def code_limit(bits: int) -> int:
 
 @dataclass(frozen=True)
 class Bits:
-    """Weight and activation bits of one program, e.g. ``W8A4``."""
+    """Weight and activation bits of one program, e.g. ``W8A4`` or ``W8A{0,4,8}``.
+
+    ``activation`` is the most bits that an activation gets; ``pool`` holds all choices in ascending
+    order, and is empty where there is no choice.
+    """
 
     weight: int
     activation: int
+    pool: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"W{self.weight}A{self.activation}"
+        choices = "{" + ",".join(map(str, self.pool)) + "}" if self.pool else str(self.activation)
+        return f"W{self.weight}A{choices}"
 
     @classmethod
     def parse(cls, text: str) -> Bits:
-        """Parse ``W<b>A<b>``; raise `SchemeError` outside 2..8 bits."""
+        """Parse ``W<b>A<b>`` or ``W<b>A{<b>,<b>,…}``; raise `SchemeError` for bits that are none.
+
+        Bits are 2 to 8, in a pool also 0; a pool's are ascending and at least two.
+        """
         match = _BITS.fullmatch(text.strip())
         if match is None:
             raise SchemeError(
-                f"precision {text!r} is not of the form W<bits>A<bits>; write for example W8A4"
+                f"precision {text!r} is not of the form W<bits>A<bits>; write for example W8A4 "
+                "or W8A{0,4,8}"
             )
-        weight, activation = int(match[1]), int(match[2])
-        for name, bits in (("weight", weight), ("activation", activation)):
-            if not MIN_BITS <= bits <= MAX_BITS:
-                raise SchemeError(
-                    f"precision {text!r} has {bits} {name} bits; use {MIN_BITS} to {MAX_BITS} bits"
-                )
-        return cls(weight, activation)
+        weight = int(match[1])
+        pool: tuple[int, ...] = ()
+        if match[2].startswith("{"):
+            pool = _parse_pool(text, match[2])
+        activation = pool[-1] if pool else int(match[2])
+        positive = [b for b in pool if b] if pool else [activation]
+        for name, numbers in (("weight", [weight]), ("activation", positive)):
+            for bits in numbers:
+                if not MIN_BITS <= bits <= MAX_BITS:
+                    raise SchemeError(
+                        f"precision {text!r} has {bits} {name} bits; "
+                        f"use {MIN_BITS} to {MAX_BITS} bits"
+                    )
+        return cls(weight, activation, pool)
+
+
+def _parse_pool(text: str, braces: str) -> tuple[int, ...]:
+    try:
+        pool = tuple(int(part) for part in braces[1:-1].split(","))
+    except ValueError:
+        pool = ()
+    if len(pool) < 2 or sorted(set(pool)) != list(pool):
+        raise SchemeError(
+            f"precision {text!r} has a malformed pool; write two or more ascending numbers, "
+            "for example W8A{0,4,8}"
+        )
+    return pool
 
 
 @dataclass(frozen=True)
@@ -81,7 +113,17 @@ class Scheme:
             bits = [Bits.parse(p) for p in parts]
         except SchemeError as error:
             raise SchemeError(f"scheme {text!r}: {error}") from None
+        if bits[0].pool:
+            raise SchemeError(
+                f"scheme {text!r}: a pool of bits is for residual frames; "
+                f"write for example W8A8->{bits[0]}"
+            )
         return cls(bits[0], bits[1] if len(bits) == 2 else None)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether residual activations choose their bits pixel by pixel."""
+        return self.residual is not None and bool(self.residual.pool)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,14 @@ from tvm import relax
 
 from resq_tvm.passes.graph import Graph, concat_pieces, inputs_of, op_name, shape_of
 from resq_tvm.passes.operators import is_linear, is_local, is_recomputed
+from resq_tvm.passes.policy import (
+    Choice,
+    Gate,
+    choice_name,
+    choose,
+    is_dynamic,
+    weight_norms,
+)
 from resq_tvm.passes.quantizers import quant_points
 from resq_tvm.passes.weights import quantize_weight
 from resq_tvm.scheme import Bits, Scheme, code_limit
@@ -31,14 +39,39 @@ class Settings:
         )
         self.granularity = options.get("granularity", "channel")
         scales = json.loads(str(main.attrs["resq.scales"]))
-        self.scales: dict[tuple[str, str, int], float] = {}
+        dynamic = json.loads(str(main.attrs["resq.dynamic"])) if is_dynamic(main) else {}
+        self.gates = {
+            name: Gate(
+                float(np.float32(1) / np.float32(g["scale"])),
+                float(np.float32(g["threshold"])),
+                g["block"],
+                g["reach"],
+            )
+            for name, g in dynamic.get("gates", {}).items()
+        }
+        self.choices: dict[str, Choice] = {}
+        norms = weight_norms(main, self.layers, self.granularity) if dynamic else {}
+        self.scales: dict[tuple[str, str, Any], float] = {}
         for program in ("keyframe", "residual"):
             for point in quant_points(main, self.layers, program):
+                scale = scales[program][point.name]
                 for value in point.values:
-                    self.scales[program, value, point.bits] = scales[program][point.name]
+                    self.scales[program, value, point.pool or point.bits] = scale
+                    for piece in self._pieces(value) if point.pool else ():
+                        name = choice_name(piece, point.pool)
+                        entry = dynamic["choices"][name]
+                        tau = np.float32(entry["tau"])
+                        threshold = tau / np.float32(scale * max(norms[name], 1e-30))
+                        self.choices[name] = Choice(
+                            point.pool, tuple(entry["shifts"]), float(np.float32(threshold))
+                        )
         self.has_residual = all(
             t == "float" or Scheme.parse(t).residual is not None for t in self.layers.values()
         )
+
+    def _pieces(self, value: str) -> list[str]:
+        variables = {v.name: v for v in (*self.graph.func.params, *self.producers)}
+        return [p.name for p in concat_pieces(variables[value], self.producers)]
 
     def bits(self, layer: str, program: str) -> Bits | None:
         """Return a layer's bits in a program, None where it stays float."""
@@ -73,19 +106,19 @@ class Program:
     def __init__(self, settings: Settings) -> None:
         self.s = settings
         self.bb = relax.BlockBuilder()
-        self._codes: dict[tuple[Any, int, float], Any] = {}
+        self._codes: dict[tuple[Any, ...], Any] = {}
 
     def emit(self, expr: Any, name: str) -> Any:
         """Bind an expression to a variable of that name."""
         return self.bb.emit(expr, name_hint=name)
 
     def codes(
-        self, value: Any, form: Callable[[Any], Any], prefix: str, bits: int, scale: float
+        self, value: Any, form: Callable[[Any], Any], prefix: str, bits: Bits, scale: float
     ) -> Any:
         """Emit the codes of a source value in the form given; a concat is quantized by pieces."""
-        key = (value, bits, scale)
+        key = (value, bits.activation, bits.pool, scale)
         if key not in self._codes:
-            name = f"{prefix}{value.name}_q{bits}"
+            name = f"{prefix}{value.name}_q{'_'.join(map(str, bits.pool or (bits.activation,)))}"
             sources = concat_pieces(value, self.s.producers)
             if sources != [value]:
                 pieces = [self.codes(p, form, prefix, bits, scale) for p in sources]
@@ -98,8 +131,11 @@ class Program:
                     axis=-1,
                     out_dtype="int8",
                 )
-                limit = code_limit(bits)
+                limit = code_limit(bits.activation)
                 expr = relax.op.clip(self.emit(q, f"{name}_raw"), -limit, limit)
+                if bits.pool:
+                    choice = self.s.choices[choice_name(value.name, bits.pool)]
+                    expr = choose(self.emit(expr, f"{name}_fine"), choice)
             self._codes[key] = self.emit(expr, name)
         return self._codes[key]
 
@@ -108,8 +144,8 @@ class Program:
     ) -> Any:
         """Emit quantize → integer layer → dequantize."""
         value = call.args[0]
-        scale = self.s.scales[self.program, value.name, bits.activation]
-        codes = self.codes(value, form, prefix, bits.activation, scale)
+        scale = self.s.scales[self.program, value.name, bits.pool or bits.activation]
+        codes = self.codes(value, form, prefix, bits, scale)
         name = op_name(call)
         weight, weight_scale = quantize_weight(
             np.asarray(call.args[1].value.numpy()), name, bits.weight, self.s.granularity

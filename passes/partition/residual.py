@@ -9,6 +9,7 @@ from tvm import relax
 from resq_tvm.passes.graph import inputs_of, is_const, is_linear_layer, op_name, recall, shape_of
 from resq_tvm.passes.operators import is_linear
 from resq_tvm.passes.partition.program import Program, Settings
+from resq_tvm.passes.policy import gate
 
 
 class Residual(Program):
@@ -93,6 +94,9 @@ class Residual(Program):
             # unless it is the next state.
             if value in self._state and (self.s.is_rooted(value) or self.s.recurrent):
                 full = self._continue(value, full)
+            if call is None and value in self._state and value.name in self.s.gates:
+                settings = self.s.gates[value.name]
+                full = self.emit(gate(full, self.key(value), settings), f"{value.name}_gated")
             self._fulls[value] = full
         return self._fulls[value]
 

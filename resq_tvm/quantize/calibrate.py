@@ -18,14 +18,17 @@ import numpy as np
 from resq_tvm.errors import CalibrationError, ConfigError
 from resq_tvm.network import Network
 from resq_tvm.passes.annotate import Annotate, resolve_layers
-from resq_tvm.passes.graph import Graph, shape_of
+from resq_tvm.passes.graph import Graph, concat_pieces, shape_of
+from resq_tvm.passes.policy import BLOCK, REACH, choice_name
 from resq_tvm.passes.quantizers import QuantPoint, quant_points
+from resq_tvm.quantize.noise import residual_noise
 from resq_tvm.quantize.qnet import QuantizedNetwork
-from resq_tvm.quantize.range_search import LayerProbe, fit_scale
+from resq_tvm.quantize.range_search import LayerProbe, fit_scale, fit_shifts
 from resq_tvm.quantize.samples import Clip, FrameGroups, Store, collect, read_groups
 from resq_tvm.scheme import PrecisionPlan, Scheme
 
 PROGRAMS = ("keyframe", "residual")
+TAU = 3e-4  # the paper's
 GRANULARITIES = ("channel", "tensor")
 RESIDUALS = ("pairwise", "recurrent")
 
@@ -45,6 +48,7 @@ def calibrate(
     candidates: int = 20,
     granularity: str = "channel",
     residual: str = "pairwise",
+    tau: float = TAU,
     progress: Callable[[str], None] | None = None,
 ) -> QuantizedNetwork:
     """Fit the quantizers of a network to clips (post-training quantization).
@@ -72,6 +76,9 @@ def calibrate(
         ``"channel"`` or ``"tensor"``: weight scales.
     residual : str
         ``"pairwise"`` (against the keyframe) or ``"recurrent"`` (against the previous frame).
+    tau : float
+        Threshold of the policy (eq. 10) where the scheme has pools of bits; the paper's by default.
+        `resq_tvm.fit_thresholds` fits thresholds to a budget.
     progress : callable, optional
         Called with one line as each quantizer is done.
 
@@ -88,7 +95,7 @@ def calibrate(
     ConfigError
         If an option holds a wrong value.
     """
-    _check_options(period, samples, candidates, granularity, residual)
+    _check_options(period, samples, candidates, granularity, residual, tau)
     plan = PrecisionPlan(
         Scheme.parse(scheme) if isinstance(scheme, str) else scheme, overrides or {}, first_last
     )
@@ -97,7 +104,13 @@ def calibrate(
             f"scheme {str(plan.scheme)!r} at period 1 has no residual frames; "
             "use a period of at least 2 or a scheme without ->"
         )
-    resolve_layers(net.module["main"], plan)  # a pass would hide the type of its errors
+    layers = resolve_layers(net.module["main"], plan)  # a pass would hide the type of its errors
+    dynamic = any(text != "float" and Scheme.parse(text).dynamic for text in layers.values())
+    if dynamic and residual != "pairwise":
+        raise ConfigError(
+            f"residual {residual!r} does not go with scheme {str(plan.scheme)!r}: bits are chosen "
+            "for residuals to the keyframe; use pairwise"
+        )
     annotate: Any = Annotate(plan)
     module = annotate(net.module)
     main = module["main"]
@@ -106,8 +119,35 @@ def calibrate(
     scales = fitter.run(progress or (lambda _line: None))
     options = {"granularity": granularity, "residual": residual, "period": period}
     main = main.with_attr("resq.scales", json.dumps(scales))
+    if dynamic:
+        policy = {
+            "choices": {
+                name: {"shifts": list(shifts), "tau": tau} for name, shifts in fitter.shifts.items()
+            },
+            "gates": _gates(main, frames),
+        }
+        main = main.with_attr("resq.dynamic", json.dumps(policy))
     module["main"] = main.with_attr("resq.options", json.dumps(options))
     return QuantizedNetwork(replace(net, module=module), str(plan.scheme))
+
+
+def _gates(main: Any, frames: FrameGroups) -> dict[str, dict[str, Any]]:
+    """Return a gate per image that is fed: open to every difference until one is fitted."""
+    gates = {}
+    for index, param in enumerate(main.params):
+        if len(shape_of(param)) != 4:
+            continue
+        noise, extent = residual_noise(frames, index)
+        # A quarter of the noise, but no finer than float16 state of that magnitude can tell.
+        scale = float(np.float32(max(noise / 4, extent / 2048, 1e-6)))
+        gates[param.name] = {
+            "scale": scale,
+            "noise": noise,
+            "threshold": 0.0,
+            "block": BLOCK,
+            "reach": REACH,
+        }
+    return gates
 
 
 @dataclass(frozen=True)
@@ -143,7 +183,10 @@ class _Fitter:
         self.layers: dict[str, str] = json.loads(str(main.attrs["resq.layers"]))
         definitions = [*graph.func.params, *(var for var, _ in graph.bindings)]
         self.order = {var.name: n for n, var in enumerate(definitions)}
+        self.variables = {var.name: var for var in definitions}
         read = {call.args[0].name: call.args[0] for call in self.calls.values()}
+        self.producers = graph.producers
+        self.shifts: dict[str, tuple[int, ...]] = {}
         self.size = {name: int(np.prod(shape_of(var))) * 4 for name, var in read.items()}
 
     def run(self, progress: Callable[[str], None]) -> dict[str, dict[str, float]]:
@@ -196,7 +239,13 @@ class _Fitter:
             ),
             default=0.0,
         )
-        return fit_scale(point, probes, samples, self.candidates, fallback).scale
+        scale = fit_scale(point, probes, samples, self.candidates, fallback).scale
+        if point.pool:
+            shifts = fit_shifts(point, probes, samples, scale)
+            for value in point.values:
+                for piece in concat_pieces(self.variables[value], self.producers):
+                    self.shifts[choice_name(piece.name, point.pool)] = shifts
+        return scale
 
 
 def _by_size(tasks: list[_Task]) -> Iterator[list[_Task]]:
@@ -222,11 +271,13 @@ def _wanted(group: list[_Task]) -> dict[str, dict[str, frozenset[int]]]:
 
 
 def _check_options(
-    period: int, samples: int, candidates: int, granularity: str, residual: str
+    period: int, samples: int, candidates: int, granularity: str, residual: str, tau: float
 ) -> None:
     for name, number in (("period", period), ("samples", samples), ("candidates", candidates)):
         if number < 1:
             raise ConfigError(f"{name} is {number}; use at least 1")
+    if not 0 <= tau < float("inf"):
+        raise ConfigError(f"tau {tau} is out of range; use 0 or more")
     for name, text, known in (
         ("granularity", granularity, GRANULARITIES),
         ("residual", residual, RESIDUALS),

@@ -28,6 +28,7 @@ from resq_tvm.errors import ArtifactError
 from resq_tvm.files import atomic_folder
 from resq_tvm.network import Network, TensorInfo
 from resq_tvm.passes.graph import const_value
+from resq_tvm.passes.policy import is_dynamic
 
 _MANIFEST = "network.json"
 _GRAPH = "graph.json"
@@ -65,6 +66,26 @@ class _Scales(_Strict):
     residual: Scales
 
 
+class _Choice(_Strict):
+    shifts: tuple[Annotated[int, Field(ge=0, le=8)], ...]
+    tau: Annotated[float, Field(ge=0, lt=1e30)]
+
+
+class _Gate(_Strict):
+    scale: Annotated[float, Field(gt=0, lt=1e30)]
+    noise: Annotated[float, Field(ge=0, lt=1e30)]
+    threshold: Annotated[float, Field(ge=0, lt=1e30)]
+    block: Annotated[int, Field(ge=1, le=64)]
+    reach: Annotated[int, Field(ge=0, le=8)]
+
+
+class _Dynamic(_Strict):
+    """What a scheme with pools of bits decides by: see `resq_tvm.passes.policy`."""
+
+    choices: dict[str, _Choice]
+    gates: dict[str, _Gate]
+
+
 class _Hashes(_Strict):
     """SHA-256 of the other files."""
 
@@ -86,6 +107,7 @@ class _Record(_Strict):
     layers: dict[str, str]
     scales: _Scales
     options: _Options
+    dynamic: _Dynamic | None = None
     sha256: _Hashes
 
 
@@ -125,6 +147,11 @@ class QuantizedNetwork:
         return self._attribute("resq.options")
 
     @property
+    def dynamic(self) -> dict[str, Any] | None:
+        """``choices`` and ``gates`` of a scheme with pools of bits (`resq_tvm.passes.policy`)."""
+        return self._attribute("resq.dynamic") if is_dynamic(self.module["main"]) else None
+
+    @property
     def period(self) -> int:
         """A keyframe every this many frames."""
         return int(self.options["period"])
@@ -153,6 +180,7 @@ class QuantizedNetwork:
             layers=self.layers,
             scales=_Scales(**self.scales),
             options=_Options(**self.options),
+            dynamic=None if self.dynamic is None else _Dynamic.model_validate(self.dynamic),
             sha256=_Hashes(graph=_hash(graph), constants=_hash(tensors)),
         )
         with atomic_folder(path, _MANIFEST) as folder:
@@ -186,6 +214,8 @@ class QuantizedNetwork:
             "resq.scales": record.scales.model_dump(),
             "resq.options": record.options.model_dump(),
         }
+        if record.dynamic is not None:
+            attributes["resq.dynamic"] = record.dynamic.model_dump()
         for key, value in attributes.items():
             main = main.with_attr(key, json.dumps(value))
         network = Network(

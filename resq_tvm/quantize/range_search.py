@@ -103,6 +103,43 @@ def fit_scale(
     return Fit(float(scale), found[scale])
 
 
+def fit_shifts(
+    point: QuantPoint,
+    probes: Sequence[LayerProbe],
+    samples: Mapping[str, Sequence[torch.Tensor]],
+    scale: float,
+) -> tuple[int, ...]:
+    """Fit the steps of a pool's lower bits: powers of two of the finest scale.
+
+    Parameters
+    ----------
+    point : QuantPoint
+        With a pool; the other parameters are those of `fit_scale`.
+    scale : float
+        Scale of the highest bits.
+
+    Returns
+    -------
+    tuple of int
+        Per bits of the pool the exponent whose step gives the least output error; the highest
+        bits have 0, and so have 0 bits, which need none.
+    """
+    shifts = []
+    few = _spread(samples, _FIRST_SAMPLES)
+    with torch.no_grad():
+        for bits in point.pool[:-1]:
+            best = 0
+            if bits:
+                trial = _Trial(point, probes, few, code_limit(bits))
+                errors = {
+                    shift: trial.error(np.float32(scale * 2.0**shift))
+                    for shift in range(point.bits - bits + 1)
+                }
+                best = min(errors, key=errors.__getitem__)
+            shifts.append(best)
+    return (*shifts, 0)
+
+
 def _spread(
     samples: Mapping[str, Sequence[torch.Tensor]], count: int
 ) -> dict[str, list[torch.Tensor]]:

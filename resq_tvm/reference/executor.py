@@ -15,7 +15,13 @@ from tvm import relax
 
 from resq_tvm.errors import FrameError, UnsupportedOperatorError
 from resq_tvm.passes.graph import inputs_of, is_const, op_name
-from resq_tvm.reference import ops_elementwise, ops_linear, ops_pool_resize, ops_shape
+from resq_tvm.reference import (
+    ops_elementwise,
+    ops_linear,
+    ops_policy,
+    ops_pool_resize,
+    ops_shape,
+)
 from resq_tvm.reference.operands import TORCH_DTYPES, Builder, tensor
 
 OPERATORS: dict[str, Builder] = {
@@ -23,6 +29,7 @@ OPERATORS: dict[str, Builder] = {
     **ops_elementwise.TABLE,
     **ops_pool_resize.TABLE,
     **ops_shape.TABLE,
+    **ops_policy.TABLE,
 }
 """Relax operator → builder of its torch kernel."""
 
