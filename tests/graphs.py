@@ -11,8 +11,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from resq_tvm.passes.graph import Graph
+from resq_tvm.passes.graph import Graph, concat_pieces
+from resq_tvm.passes.policy import choice_name
 from resq_tvm.passes.quantizers import quant_points
+from resq_tvm.scheme import Scheme
 
 op = relax.op
 
@@ -223,3 +225,23 @@ def frames(mod: tvm.IRModule, count: int, seed: int = 0) -> list[np.ndarray]:
     return [first] + [
         first + 0.2 * rng.standard_normal(shape).astype("float32") for _ in range(count - 1)
     ]
+
+
+def with_policy(
+    mod: tvm.IRModule, tau: float, gate: dict[str, float] | None = None
+) -> tvm.IRModule:
+    """Attach a policy to an annotated module: the same tau everywhere, steps as wide as codes."""
+    main = mod["main"]
+    layers = json.loads(str(main.attrs["resq.layers"]))
+    graph = Graph.of(main)
+    choices = {}
+    for var, call in graph.layers():
+        pool = Scheme.parse(layers[var.name]).residual.pool
+        shifts = [pool[-1] - bits if bits else 0 for bits in pool]
+        for piece in concat_pieces(call.args[0], graph.producers):
+            choices[choice_name(piece.name, pool)] = {"shifts": shifts, "tau": tau}
+    gates = {} if gate is None else {graph.func.params[0].name: gate}
+    out = tvm.IRModule(dict(mod.functions_items()))
+    policy = json.dumps({"choices": choices, "gates": gates})
+    out["main"] = main.with_attr("resq.dynamic", policy)
+    return out
