@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from resq_tvm.errors import ConfigError
 from resq_tvm.passes.partition import Partition
 from resq_tvm.quantize.qnet import QuantizedNetwork
-from resq_tvm.reference.executor import Executor
+from resq_tvm.reference.executor import Executor, Observer
 
 Frame = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
 
@@ -26,10 +26,17 @@ class ReferenceSession:
         ``"float32"`` or ``"float16"``.
     period : int, optional
         A keyframe every ``period`` frames; the network's own by default, 1 for every frame.
+    observe : callable, optional
+        Called with the name and the tensor of every value of ``residual_program`` as it runs.
     """
 
     def __init__(
-        self, qnet: QuantizedNetwork, *, state_dtype: str = "float32", period: int | None = None
+        self,
+        qnet: QuantizedNetwork,
+        *,
+        state_dtype: str = "float32",
+        period: int | None = None,
+        observe: Observer | None = None,
     ) -> None:
         self.qnet = qnet
         self.period = qnet.period if period is None else period
@@ -39,8 +46,11 @@ class ReferenceSession:
         partition: Any = Partition(state_dtype, recurrent)
         programs = {var.name_hint: func for var, func in partition(qnet.module).functions_items()}
         self._keyframe = Executor(programs["keyframe"], watch=())
-        residual = programs.get("residual")
-        self._residual = None if residual is None else Executor(residual, watch=())
+        self.residual_program: Any = programs.get("residual")
+        self._residual: Executor | None = None
+        if self.residual_program is not None:
+            watch = () if observe is None else None
+            self._residual = Executor(self.residual_program, watch=watch, observe=observe)
         self._state: Any = None
         self._since_keyframe = 0
 

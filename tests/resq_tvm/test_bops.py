@@ -95,3 +95,43 @@ def test_forms() -> None:
     text = report.to_text()
     assert "float (counted as 32 x 32 bits): dense" in text
     assert "depthwise" in text
+
+
+def test_pools_count_with_the_most_bits_and_the_choice() -> None:
+    layers = dict.fromkeys(MACS, "W8A8->W4A{0,4,8}") | {"dense": "float", "strided": "W8A8->W4A3"}
+    report = bops.count(network(layers), 3)
+    chosen = ("dilated", "depth", "group", "transposed")
+    most = 32 * sum(MACS[name] for name in chosen) + 12 * MACS["strided"] + 1024 * MACS["dense"]
+    # What the four layers read: 5x4x4, 5x4x4, 3x2x4 and 3x2x6 values, two candidates each.
+    policy = 2 * 64 * (5 * 4 * 4 + 5 * 4 * 4 + 3 * 2 * 4 + 3 * 2 * 6)
+    assert report.bops_policy == policy
+    assert report.bops_residual == report.bops_residual_most == most + policy
+    assert not report.measured
+    by_name = {layer.name: layer for layer in report.layers}
+    assert by_name["group"].residual_bits == "W4A{0,4,8}"
+    assert by_name["strided"].bops_residual == 12 * MACS["strided"]
+    assert report.to_dict()["policy"][0] == {
+        "value": "strided", "pool": (0, 4, 8), "bops": 2 * 64 * 80
+    }  # fmt: skip
+    table = report.to_text().splitlines()
+    assert len({len(line) for line in table[: 1 + len(MACS)]}) == 1  # columns stay aligned
+    assert "upper bound" in table[-2]
+
+
+def test_measured_bits_replace_the_most() -> None:
+    layers = dict.fromkeys(MACS, "W8A8->W8A{0,8}") | {"strided": "W8A8->W8A8"}
+    report = bops.count(network(layers), 2, {"dilated": 0.5, "depth": 0.0})
+    by_name = {layer.name: layer for layer in report.layers}
+    assert by_name["dilated"].bops_residual == MACS["dilated"] * 4
+    assert by_name["depth"].bops_residual == 0
+    assert by_name["group"].bops_residual == 64 * MACS["group"]
+    saved = 60 * MACS["dilated"] + 64 * MACS["depth"]
+    assert report.bops_residual_most - report.bops_residual == saved
+    assert report.bops_amortized_most - report.bops_amortized == saved / 2
+    assert report.peak == report.bops_residual_most  # one frame may still cost that much
+    assert "most bits it would be" in report.to_text()
+
+
+def test_static_schemes_say_nothing_of_a_policy() -> None:
+    report = bops.count(network(dict.fromkeys(MACS, "W8A8->W4A4")), 2)
+    assert report.policy == () and "bops_policy" not in report.totals()
