@@ -31,6 +31,7 @@ from resq_tvm.passes.graph import (
     shape_of,
 )
 from resq_tvm.passes.operators import ELEMENTWISE
+from resq_tvm.passes.policy import CHOOSE, GATE
 
 ANCHORS = {
     "relax.nn.conv2d": "resq.conv",
@@ -43,7 +44,7 @@ ANCHORS = {
     "relax.strided_slice": "resq.window",
     "relax.nn.pad": "resq.window",
 }
-_ELEMENTWISE = ELEMENTWISE | {"relax.quantize", "relax.dequantize", "relax.astype"}
+_ELEMENTWISE = ELEMENTWISE | {"relax.quantize", "relax.dequantize", "relax.astype", CHOOSE}
 
 
 def plane_of(expr: Any) -> tuple[int, int, int]:
@@ -125,6 +126,10 @@ class _Fuser:
             self.virtual.add(var)
             for v in reads:
                 self._materialise(v)
+        elif name == GATE:
+            group = _Group("resq.gate", plane_of(var))
+            self.groups.append(group)
+            self._pull(group, len(self.groups) - 1, var)
         elif self._is_elementwise(var, call, reads):
             if all(self._is_floating(v) for v in reads):
                 self.floating.add(var)

@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from resq_tvm.errors import CompileError
+from resq_tvm.passes import policy
 from resq_tvm.passes.fuse import ANCHORS, plane_of
 from resq_tvm.passes.graph import Graph, const_value, imm_value, inputs_of, is_const, op_name
 from resq_tvm.schedules.spec import (
     Anchor,
+    Choice,
     CodeFormat,
     Conv,
     FloatConv,
     FusedKernel,
+    Gate,
     GlobalMean,
     Node,
     Phase,
@@ -102,7 +105,12 @@ def required_halo(call: Any) -> tuple[int, int, int, int]:
 
 
 def read_kernel(
-    name: str, func: Any, reads: list[TensorSpec], exports: list[TensorSpec], code: CodeFormat
+    name: str,
+    func: Any,
+    reads: list[TensorSpec],
+    exports: list[TensorSpec],
+    code: CodeFormat,
+    thresholds: Thresholds,
 ) -> FusedKernel:
     """Translate a composite function.
 
@@ -112,8 +120,22 @@ def read_kernel(
         The PrimFunc's name.
     func : relax.Function
         The composite; its parameters correspond to ``reads``, its results to ``exports``.
+    thresholds : Thresholds
+        Takes the thresholds of choices and gates.
     """
-    return _Reader(name, func, reads, exports, code).read()
+    return _Reader(name, func, reads, exports, code, thresholds).read()
+
+
+class Thresholds:
+    """The thresholds of a program, by the name of the value that they decide on."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def add(self, name: str, value: float) -> int:
+        """Return the index of a new threshold."""
+        self.values[name] = value
+        return len(self.values) - 1
 
 
 class _Reader:
@@ -124,8 +146,12 @@ class _Reader:
         reads: list[TensorSpec],
         exports: list[TensorSpec],
         code: CodeFormat,
+        thresholds: Thresholds,
     ) -> None:
         self.name = name
+        self.thresholds = thresholds
+        self.choices: dict[Any, Choice] = {}
+        self.gate: Gate | None = None
         self.kind = str(func.attrs["Composite"])
         self.graph = Graph.of(func)
         self.reads = dict(zip(func.params, reads, strict=True))
@@ -151,12 +177,13 @@ class _Reader:
             elif op_name(call) != "relax.concat":
                 self._elementwise(var, call)
         stores = tuple(
-            Store(self._value(v), spec.name) for v, spec in zip(results, self.exports, strict=True)
+            Store(self._value(v), spec.name, self.choices.get(v))
+            for v, spec in zip(results, self.exports, strict=True)
         )
         h, w, c = self.plane
         return FusedKernel(
             self.name, anchor, h, w, c, tuple(self.reads.values()), tuple(self.exports),
-            tuple(self.nodes), stores, self.code, self.vectors,
+            tuple(self.nodes), stores, self.code, self.vectors, gate=self.gate,
         )  # fmt: skip
 
     # Nodes -----------------------------------------------------------------------------------
@@ -200,6 +227,19 @@ class _Reader:
                 limit=int(imm_value(call.args[2])),
             )
             self.index[var] = self._node(node)
+            return
+        if name == policy.CHOOSE:
+            choice = policy.choice_of(call)
+            index = self.thresholds.add(var.name, choice.threshold)
+            self.choices[var] = Choice(choice.pool, choice.shifts, index)
+            self.index[var] = self._value(call.args[1])
+            return
+        if name == policy.GATE:
+            gate = policy.gate_of(call)
+            index = self.thresholds.add(var.name, gate.threshold)
+            self.gate = Gate(gate.reciprocal, index, gate.block, gate.reach)
+            args = tuple(self._value(a) for a in call.args[1:3])
+            self.index[var] = self._node(Node("gate", args))
             return
         self.index[var] = self._plain(name, call, self._value(call.args[0]))
 

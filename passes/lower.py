@@ -5,11 +5,17 @@ channels; see `resq_tvm.schedules.spec`), asks the schedules for one PrimFunc pe
 replaces the composites by ``call_tir``. Constants become entries of one ``params`` tuple, the last
 parameter of both programs: ``keyframe(x…, params)`` and ``residual(x…, (state…), params)``.
 Opaque operators stay as they are, on plain tensors.
+
+A residual program that chooses bits keeps its kernels' outputs in a workspace
+(`resq_tvm.passes.changes`) and comes in two parts: ``probe(x…, (state…), (workspace…), params) ->
+(maps…)`` finds what changed in the frames, ``residual(x…, (state…), (workspace…), params)`` goes on
+from there.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +24,11 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
+from resq_tvm.passes.changes import THRESHOLDS, Workspace, WorkspaceTensor, with_thresholds
 from resq_tvm.passes.fuse import plane_of
 from resq_tvm.passes.graph import Graph, inputs_of, is_linear_layer, op_name, recall, shape_of
-from resq_tvm.passes.kernel_spec import read_kernel, required_halo
+from resq_tvm.passes.kernel_spec import Thresholds, read_kernel, required_halo
+from resq_tvm.schedules.context import input_maps, output_maps
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.emit import emit
 from resq_tvm.schedules.rules import decide
@@ -39,6 +47,7 @@ class KernelRecord:
     kernel: FusedKernel
     decision: Decision
     params: tuple[int, ...]
+    index: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +56,8 @@ class Lowered:
 
     ``kernels`` has one record per composite of ``fused``, by the composite's name; ``opaque``
     names per program the operators that no kernel of ours covers and TVM lowers itself.
+    ``workspace`` and ``thresholds`` (value → threshold, the parameter of that name) belong to a
+    residual program that chooses bits.
     """
 
     fused: tvm.IRModule
@@ -55,6 +66,8 @@ class Lowered:
     kernels: dict[str, KernelRecord]
     opaque: dict[str, list[str]]
     state_types: list[tuple[tuple[int, ...], str]]
+    workspace: list[WorkspaceTensor]
+    thresholds: dict[str, float]
 
 
 def lower(mod: tvm.IRModule, target: Target) -> Lowered:
@@ -67,6 +80,10 @@ def lower(mod: tvm.IRModule, target: Target) -> Lowered:
     writers = [_Writer(plans[n], constants, kernels, target) for n in programs]
     for writer in writers:
         writer.emit_kernels()
+    thresholds = {k: v for w in writers for k, v in w.thresholds.values.items()}
+    if thresholds:
+        # Not shared with constants of equal content: it may be changed without compiling anew.
+        constants.arrays[THRESHOLDS] = np.array(list(thresholds.values()), np.float32)
     out = tvm.IRModule()
     for writer in writers:
         writer.write(out)
@@ -79,7 +96,8 @@ def lower(mod: tvm.IRModule, target: Target) -> Lowered:
         ]
         for n, p in plans.items()
     }
-    return Lowered(mod, out, constants.arrays, kernels, opaque, state)
+    workspace = [t for w in writers if w.workspace is not None for t in w.workspace.tensors]
+    return Lowered(mod, out, constants.arrays, kernels, opaque, state, workspace, thresholds)
 
 
 def _names(mod: tvm.IRModule) -> list[str]:
@@ -209,58 +227,117 @@ class _Writer:
     ) -> None:
         self.plan, self.constants, self.kernels, self.target = plan, constants, kernels, target
         self.emitted: dict[Any, tuple[Any, FusedKernel, list[int]]] = {}
+        self.thresholds = Thresholds()
+        self.workspace: Workspace | None = None
+        if "resq.deltas" in plan.func.attrs:
+            calls = plan.composite_calls()
+            planes = [plane_of(plan.results(var)[0]) for var, _ in calls]
+            self.workspace = Workspace(plan.func, plan.state_in, planes, len(calls))
 
     def emit_kernels(self) -> None:
         """Ask the schedules for a PrimFunc per composite call."""
         plan = self.plan
+        read: list[tuple[Any, Any, FusedKernel]] = []
         for var, call in plan.composite_calls():
             func = plan.composite(call)
             reads = [plan.spec(a) for a in call.args]
             taken = {s.name for s in reads}
             exports = [_renamed(plan.spec(v), taken) for v in plan.results(var)]
-            kernel = read_kernel(call.op.name_hint, func, reads, exports, self.target.code)
+            kernel = read_kernel(
+                call.op.name_hint, func, reads, exports, self.target.code, self.thresholds
+            )
+            if self.workspace is not None:
+                kernel = self.workspace.plan(kernel, len(read), list(call.args), plan.results(var))
+            read.append((var, func, kernel))
+        for index, (var, func, kernel) in enumerate(read):
+            if self.workspace is not None:
+                kernel = with_thresholds(kernel, len(self.thresholds.values))
             decision = decide(kernel, self.target)
             prim, packed = emit(kernel, decision, self.target)
             indices = [self.constants.add(f"{kernel.name}.{n}", a) for n, a in packed]
             self.emitted[var] = (prim, kernel, indices)
             self.kernels[kernel.name] = KernelRecord(
-                plan.program, _layer_of(func), kernel, decision, tuple(indices)
+                plan.program, _layer_of(func), kernel, decision, tuple(indices), index
             )
 
     def write(self, out: tvm.IRModule) -> None:
         """Add the program and its PrimFuncs to ``out``."""
-        plan = self.plan
         bb = relax.BlockBuilder()
+        handles = {v: bb.add_func(p, k.name) for v, (p, k, _) in self.emitted.items()}
+        if self.workspace is None:
+            self._program(bb, handles, self.plan.program, list(self.emitted))
+        else:
+            first = [v for v, (_, k, _) in self.emitted.items() if k.gate is not None]
+            if first:
+                self._program(bb, handles, "probe", first)
+            rest = [v for v in self.emitted if v not in first]
+            self._program(bb, handles, self.plan.program, rest)
+        for gv, func in bb.finalize().functions_items():
+            out[gv] = func
+
+    def _program(self, bb: Any, handles: dict[Any, Any], name: str, calls: list[Any]) -> None:
+        """Write a function that makes some of the plan's calls; others have been made before."""
+        plan, workspace = self.plan, self.workspace
         frames = [relax.Var(v.name, v.ty) for v in plan.frames]
         types = [relax.TensorType(*plan.physical_type(v)) for v in plan.state_in]
         state = relax.Var("state", relax.TupleType(types))
-        params = relax.Var(
-            "params",
-            relax.TupleType(
-                [relax.TensorType(a.shape, str(a.dtype)) for a in self.constants.arrays.values()]
-            ),
-        )
-        handles = {v: bb.add_func(p, k.name) for v, (p, k, _) in self.emitted.items()}
-        arguments = [*frames, *([state] if plan.program == "residual" else []), params]
-        with bb.function(plan.program, arguments):
+        params = relax.Var("params", _tuple_type(self.constants.arrays.values()))
+        arguments = [*frames, *([state] if plan.program == "residual" else [])]
+        kept = None
+        if workspace is not None:
+            kept = relax.Var("workspace", _tuple_type(workspace.tensors))
+            arguments.append(kept)
+        with bb.function(name, [*arguments, params]):
             with bb.dataflow():
                 env: dict[Any, Any] = dict(zip(plan.frames, frames, strict=True))
                 for i, v in enumerate(plan.state_in):
                     env[v] = bb.emit(relax.TupleGetItem(state, i), v.name)
                 for var, expr in plan.graph.bindings:
-                    if var in self.emitted:
-                        self._call(bb, env, var, expr, handles[var], params)
-                    elif op_name(expr):
+                    if var in calls:
+                        self._call(bb, env, var, expr, handles[var], params, kept)
+                    elif var in self.emitted:
+                        self._recall(bb, env, var, kept)
+                    elif op_name(expr) and name != "probe":
                         env[var] = bb.emit(recall(expr, env.__getitem__), var.name)
-                ys = relax.Tuple([env[v] for v in plan.outputs])
-                ss = relax.Tuple([env[v] for v in plan.state_out])
-                result = bb.emit_output(relax.Tuple([ys, ss]))
+                if name == "probe":
+                    result = bb.emit_output(relax.Tuple(self._gate_maps(bb, kept)))
+                else:
+                    ys = relax.Tuple([env[v] for v in plan.outputs])
+                    ss = relax.Tuple([env[v] for v in plan.state_out])
+                    result = bb.emit_output(relax.Tuple([ys, ss]))
             bb.emit_func_output(result)
-        for gv, func in bb.finalize().functions_items():
-            out[gv] = func
+
+    def _gate_maps(self, bb: Any, kept: Any) -> list[Any]:
+        maps = [k.sparse.gate_map for _, k, _ in self.emitted.values() if k.sparse is not None]
+        return [self._kept(bb, kept, m.name) for m in maps if m is not None]
+
+    def _kept(self, bb: Any, kept: Any, name: str) -> Any:
+        """Return a tensor of the workspace."""
+        assert self.workspace is not None
+        return bb.emit(relax.TupleGetItem(kept, self.workspace.place[name]), f"w_{name}")
+
+    def _recall(self, bb: Any, env: dict[Any, Any], var: Any, kept: Any) -> None:
+        """Take the results of a call that another function made from the workspace."""
+        if kept is not None:
+            _, kernel, _ = self.emitted[var]
+            for v, spec in zip(self.plan.results(var), kernel.outputs, strict=True):
+                env[v] = self._shaped(bb, self._kept(bb, kept, spec.name), v)
+
+    def _shaped(self, bb: Any, value: Any, var: Any) -> Any:
+        shape, _ = self.plan.physical_type(var)
+        if shape_of(value) == shape:
+            return value
+        return bb.emit(relax.op.reshape(value, shape), f"{var.name}_nd")
 
     def _call(
-        self, bb: Any, env: dict[Any, Any], var: Any, call: Any, handle: Any, params: Any
+        self,
+        bb: Any,
+        env: dict[Any, Any],
+        var: Any,
+        call: Any,
+        handle: Any,
+        params: Any,
+        kept: Any,
     ) -> None:
         plan = self.plan
         _, kernel, indices = self.emitted[var]
@@ -270,17 +347,56 @@ class _Writer:
             if shape_of(value) != spec.shape:
                 value = bb.emit(relax.op.reshape(value, spec.shape), f"{spec.name}_4d")
             args.append(value)
-        args += [bb.emit(relax.TupleGetItem(params, i), f"p{i}") for i in indices]
+        constants = [bb.emit(relax.TupleGetItem(params, i), f"p{i}") for i in indices]
         types = [relax.TensorType(s.shape, s.dtype) for s in kernel.outputs]
-        result = bb.emit(relax.call_tir(handle, args, out_ty=types), f"{kernel.name}_out")
-        for i, v in enumerate(plan.results(var)):
-            value = result
+        if kernel.sparse is not None:
+            result = self._call_in_place(bb, kernel, args, constants, handle, params, kept)
+            values = [
+                bb.emit(relax.TupleGetItem(result, i), s.name) for i, s in enumerate(kernel.outputs)
+            ]
+        else:
+            made = relax.call_tir(handle, [*args, *constants], out_ty=types)
+            result = bb.emit(made, f"{kernel.name}_out")
+            values = [result]
             if len(types) > 1:
-                value = bb.emit(relax.TupleGetItem(result, i), v.name)
-            shape, _ = plan.physical_type(v)
-            if shape_of(value) != shape:
-                value = bb.emit(relax.op.reshape(value, shape), f"{v.name}_nd")
-            env[v] = value
+                values = [
+                    bb.emit(relax.TupleGetItem(result, i), v.name)
+                    for i, v in enumerate(plan.results(var))
+                ]
+        for v, value in zip(plan.results(var), values, strict=True):
+            env[v] = self._shaped(bb, value, v)
+
+    def _call_in_place(
+        self,
+        bb: Any,
+        kernel: FusedKernel,
+        args: list[Any],
+        constants: list[Any],
+        handle: Any,
+        params: Any,
+        kept: Any,
+    ) -> Any:
+        """Call a sparse kernel on the workspace; its outputs are the workspace's own tensors."""
+        sparse = kernel.sparse
+        assert sparse is not None
+        index = list(self.constants.arrays).index(THRESHOLDS)
+        before = [
+            *args,
+            *(self._kept(bb, kept, m.name) for m in input_maps(sparse)),
+            bb.emit(relax.TupleGetItem(params, index), THRESHOLDS),
+            *constants,
+        ]
+        specs = [*kernel.outputs, *output_maps(sparse)]
+        written = [self._kept(bb, kept, s.name) for s in specs]
+        scratch = [self._kept(bb, kept, n) for n in (f"{kernel.name}_tiles", "list", "counts")]
+        places = [len(before) + i for i in range(len(written))]
+        types = [relax.TensorType(s.shape, s.dtype) for s in specs]
+        call = relax.op.call_tir_inplace(handle, [*before, *written, *scratch], places, types)
+        return bb.emit(call, f"{kernel.name}_out")
+
+
+def _tuple_type(tensors: Iterable[Any]) -> Any:
+    return relax.TupleType([relax.TensorType(t.shape, str(t.dtype)) for t in tensors])
 
 
 def _layer_of(func: Any) -> str | None:

@@ -25,6 +25,7 @@ from resq_tvm.manifest import (
     LIBRARY_NAME,
     MANIFEST_NAME,
     PARAMS_NAME,
+    THRESHOLDS,
     FileEntry,
     Manifest,
     ParamEntry,
@@ -85,6 +86,20 @@ class Artifact:
             ) from None
         params = tvm_ffi.convert([tvm.runtime.tensor(array) for array in ordered])
         return cls(folder, manifest, library, params)
+
+    def scaled_params(self, threshold_scale: float) -> Any:
+        """Return the parameters with every threshold multiplied by a factor."""
+        import tvm
+        import tvm_ffi
+
+        names = [entry.name for entry in self.manifest.params]
+        if threshold_scale == 1 or THRESHOLDS not in names:
+            return self.params
+        changed = list(self.params)
+        index = names.index(THRESHOLDS)
+        values = changed[index].numpy() * np.float32(threshold_scale)
+        changed[index] = tvm.runtime.tensor(values.astype(np.float32))
+        return tvm_ffi.convert(changed)
 
     def virtual_machine(self) -> Any:
         """Return a new virtual machine on the shared library; one thread may use it at a time."""

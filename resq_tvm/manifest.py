@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from resq_tvm import __version__
@@ -17,6 +18,7 @@ FORMAT_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
 LIBRARY_NAME = "library.so"
 PARAMS_NAME = "params.safetensors"
+THRESHOLDS = "thresholds"  # the parameter that holds them
 
 Dim = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -76,6 +78,19 @@ class StateEntry(_Open):
     bytes: int
 
 
+class WorkspaceEntry(_Strict):
+    """One tensor that the residual program of a dynamic scheme keeps from frame to frame.
+
+    ``fill`` is its content before the first frame, and after every keyframe if ``refresh``.
+    """
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: Literal["float32", "float16", "int8", "uint8", "int32"]
+    fill: int = 0
+    refresh: bool = False
+
+
 class LayerEntry(_Open):
     """One linear layer; ``key_bits`` and ``residual_bits`` are like ``W8A4``, or ``float``."""
 
@@ -105,7 +120,9 @@ class Manifest(_Strict):
     """Everything that is known of an artifact without loading its library.
 
     ``opaque`` names, per program, the operators that run outside the fused kernels (in float32,
-    lowered by TVM itself).
+    lowered by TVM itself). ``workspace``, ``probe`` (whether there is a program of that name) and
+    ``thresholds`` (whose values are the parameter of that name, in order) belong to schemes that
+    choose bits pixel by pixel.
     """
 
     format: Literal["resq-tvm artifact"] = "resq-tvm artifact"
@@ -117,6 +134,9 @@ class Manifest(_Strict):
     inputs: Annotated[tuple[TensorEntry, ...], Field(min_length=1)]
     outputs: Annotated[tuple[TensorEntry, ...], Field(min_length=1)]
     state: tuple[StateEntry, ...] = ()
+    workspace: tuple[WorkspaceEntry, ...] = ()
+    probe: bool = False
+    thresholds: tuple[str, ...] = ()
     params: tuple[ParamEntry, ...] = ()
     layers: tuple[LayerEntry, ...] = ()
     opaque: dict[str, tuple[str, ...]] = {}
@@ -129,6 +149,11 @@ class Manifest(_Strict):
     def state_bytes(self) -> int:
         """Bytes of state that a stream holds between frames."""
         return sum(entry.bytes for entry in self.state)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes that a stream of a dynamic scheme holds besides the state."""
+        return sum(int(np.prod(e.shape)) * np.dtype(e.dtype).itemsize for e in self.workspace)
 
     @property
     def has_residual(self) -> bool:

@@ -16,6 +16,7 @@ from resq_tvm.artifact import Artifact
 from resq_tvm.device import prepare_thread_pool, resolve_threads, use_threads
 from resq_tvm.errors import ClipError, ConfigError, FrameError
 from resq_tvm.manifest import TensorEntry
+from resq_tvm.programs import Programs
 
 Frame = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
 Output = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
@@ -53,6 +54,8 @@ class Session:
         own buffers, which stay valid as long as they are referenced.
     threads : int, optional
         Threads per frame; every available CPU by default.
+    threshold_scale : float
+        Factor on the thresholds of an artifact that chooses bits: more leaves out more.
 
     Raises
     ------
@@ -72,6 +75,7 @@ class Session:
         period: int | None = None,
         copy: bool = True,
         threads: int | None = None,
+        threshold_scale: float = 1.0,
     ) -> None:
         prepare_thread_pool()
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact)
@@ -84,11 +88,8 @@ class Session:
         self._copy = copy
         self._inputs = manifest.inputs
         self._layouts = tuple(output.layout for output in manifest.outputs)
-        self._vm = self.artifact.virtual_machine()
-        self._keyframe = self._vm["keyframe"]
-        self._residual = self._vm["residual"] if manifest.has_residual else None
+        self._programs = Programs(self.artifact, threshold_scale)
         self._buffers: list[Any] = [None] * len(self._inputs)
-        self._state: Any = None
         self._since_keyframe = 0
         self._index = 0
 
@@ -99,13 +100,13 @@ class Session:
 
     def reset(self) -> None:
         """Forget the stream: the next frame is frame 0 and a keyframe."""
-        self._state = None
+        self._programs.state = None
         self._index = 0
         self.last = None
 
     def force_keyframe(self) -> None:
         """Make the next frame a keyframe; the period restarts there."""
-        self._state = None
+        self._programs.state = None
 
     def __call__(self, frame: Frame) -> Output:
         """Run one frame.
@@ -130,15 +131,14 @@ class Session:
         arrays = self._checked(frame)
         tensors = [self._load(i, array) for i, array in enumerate(arrays)]
         use_threads(self.threads)
-        is_key = self._residual is None or self._state is None or self._is_due()
+        programs = self._programs
+        before = programs.state
+        is_key = not programs.has_residual or before is None or self._is_due()
         start = time.perf_counter()
-        if is_key:
-            results, state = self._keyframe(*tensors, self.artifact.params)
-        else:
-            assert self._residual is not None
-            results, state = self._residual(*tensors, self._state, self.artifact.params)
+        results = programs.keyframe(tensors) if is_key else programs.residual(tensors)
         elapsed = time.perf_counter() - start
-        self._keep(state)
+        if programs.state is not before:
+            self._give_up_buffers(programs.state)
         self._since_keyframe = 1 if is_key else self._since_keyframe + 1
         self.last = FrameInfo("keyframe" if is_key else "residual", self._index, elapsed * 1e3)
         self._index += 1
@@ -217,11 +217,11 @@ class Session:
                 calls.append((name, (time.perf_counter() - start) * 1e3))
             return 0  # go on with the call
 
-        self._vm.set_instrument(note)
+        self._programs.machine.set_instrument(note)
         try:
             yield calls
         finally:
-            self._vm.set_instrument(lambda *_values: 0)
+            self._programs.machine.set_instrument(lambda *_values: 0)
 
     def _is_due(self) -> bool:
         return self._since_keyframe >= self.period
@@ -248,13 +248,10 @@ class Session:
         np.copyto(np.from_dlpack(self._buffers[index]), array)
         return self._buffers[index]
 
-    def _keep(self, state: Any) -> None:
-        """Store the state, and give up input buffers that became part of it."""
-        if state is self._state:
-            return
+    def _give_up_buffers(self, state: Any) -> None:
+        """Give up input buffers that became part of a new state."""
         held = {tensor.data_ptr() for tensor in state}
         self._buffers = [None if buffer.data_ptr() in held else buffer for buffer in self._buffers]
-        self._state = state
 
     def _unload(self, index: int, tensor: Any) -> NDArray[np.float32]:
         array = cast("NDArray[np.float32]", np.from_dlpack(tensor))

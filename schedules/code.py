@@ -62,6 +62,10 @@ def _span(index: Sequence[Expr], lanes: int) -> list[Expr]:
     return [*index[:-1], last]
 
 
+def _index(value: Expr) -> Any:
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
 class Code:
     """Statements under construction; ``with code.loop(n) as i`` nests what follows."""
 
@@ -96,9 +100,9 @@ class Code:
         return buffer
 
     @contextmanager
-    def loop(self, extent: int, name: str = "i", parallel: bool = False) -> Iterator[Expr]:
+    def loop(self, extent: Expr, name: str = "i", parallel: bool = False) -> Iterator[Expr]:
         """Nest what follows in a loop; yields the loop variable (0 where the extent is 1)."""
-        if extent == 1:
+        if isinstance(extent, int) and extent == 1:
             yield 0
             return
         var = tirx.Var(self._fresh(name), "int32")
@@ -108,7 +112,7 @@ class Code:
         if body:
             kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
             self._scopes[-1].append(
-                tirx.For(var, tirx.const(0), tirx.const(extent), kind, tirx.stmt_seq(*body))
+                tirx.For(var, tirx.const(0), _index(extent), kind, tirx.stmt_seq(*body))
             )
 
     @contextmanager

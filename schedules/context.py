@@ -12,7 +12,14 @@ from tvm import tirx
 
 from resq_tvm.schedules.code import Code, Expr, load
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.spec import FusedKernel, GlobalMean, Pool, Resize, TensorSpec
+from resq_tvm.schedules.spec import (
+    FusedKernel,
+    GlobalMean,
+    Pool,
+    Resize,
+    Sparse,
+    TensorSpec,
+)
 from resq_tvm.targets.preset import Target
 
 LANES = 16
@@ -35,6 +42,49 @@ class ChannelBlock:
     lanes: tuple[int, ...]
 
 
+def input_maps(sparse: Sparse) -> list[TensorSpec]:
+    """Return the maps that a kernel reads, each once, in parameter order."""
+    return list({m.name: m for m in sparse.maps.values()}.values())
+
+
+def output_maps(sparse: Sparse) -> list[TensorSpec]:
+    """Return the maps that a kernel writes, each once, in parameter order."""
+    maps = {m.name: m for m in sparse.out_maps.values()}
+    if sparse.gate_map is not None:
+        maps[sparse.gate_map.name] = sparse.gate_map
+    return list(maps.values())
+
+
+def _maps(kernel: FusedKernel) -> list[TensorSpec]:
+    if kernel.sparse is None:
+        return []
+    return [*input_maps(kernel.sparse), *output_maps(kernel.sparse)]
+
+
+class SparseBuffers:
+    """What every sparse kernel takes besides tensors: thresholds, tiles, list, counts."""
+
+    def __init__(self, kernel: FusedKernel) -> None:
+        sparse = kernel.sparse
+        assert sparse is not None
+        self.thresholds = _buffer((max(1, sparse.thresholds),), "float32", "thresholds")
+        # A tile has at least one pixel.
+        self.tiles = _buffer((kernel.h * kernel.w,), "uint8", "tiles")
+        self.list = _buffer((sparse.list_size,), "int32", "list")
+        self.counts = _buffer((2 * sparse.counts,), "int32", "counts")
+        self._reserved = 0
+
+    def reserve(self, count: int) -> int:
+        """Return the index of the first of ``count`` tiles."""
+        first = self._reserved
+        self._reserved += count
+        return first
+
+
+def _buffer(shape: tuple[int, ...], dtype: str, name: str) -> Any:
+    return tirx.decl_buffer(shape, dtype, name, layout=None)
+
+
 class Context:
     """One kernel under emission.
 
@@ -51,11 +101,12 @@ class Context:
         self.code = Code()
         self.constants: list[tuple[str, NDArray[Any]]] = []
         self._constant_buffers: list[Any] = []
-        specs = {s.name: s for s in (*kernel.inputs, *kernel.outputs)}
+        specs = {s.name: s for s in (*kernel.inputs, *kernel.outputs, *_maps(kernel))}
         self._buffers = {
             name: tirx.decl_buffer(spec.shape, spec.dtype, f"{name}_{i}", layout=None)
             for i, (name, spec) in enumerate(specs.items())
         }
+        self.sparse = SparseBuffers(kernel) if kernel.sparse is not None else None
 
     def buffer(self, name: str) -> Any:
         """Return the buffer of an input or output tensor."""
@@ -74,7 +125,20 @@ class Context:
         """Return the buffers in the order of the PrimFunc's parameters."""
         inputs = [self._buffers[s.name] for s in self.kernel.inputs]
         outputs = [self._buffers[s.name] for s in self.kernel.outputs]
-        return [*inputs, *self._constant_buffers, *outputs]
+        if self.sparse is None:
+            return [*inputs, *self._constant_buffers, *outputs]
+        assert self.kernel.sparse is not None
+        inputs += [self._buffers[m.name] for m in input_maps(self.kernel.sparse)]
+        outputs += [self._buffers[m.name] for m in output_maps(self.kernel.sparse)]
+        return [
+            *inputs,
+            self.sparse.thresholds,
+            *self._constant_buffers,
+            *outputs,
+            self.sparse.tiles,
+            self.sparse.list,
+            self.sparse.counts,
+        ]
 
     @property
     def vectors(self) -> int:

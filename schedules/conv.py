@@ -6,6 +6,8 @@ Several inputs are several segments of the reduction; a transposed convolution i
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
 from resq_tvm.schedules.dots import Dot, dot_for
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.packing import Segment, densify, pack_weight, segments_of
+from resq_tvm.schedules.reach import convolution
+from resq_tvm.schedules.sparse import changed_tiles, choose_row
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
 
@@ -26,6 +30,9 @@ def emit_conv(ctx: Context) -> None:
     anchor = ctx.kernel.anchor
     assert isinstance(anchor, Conv)
     epilogue = Epilogue(ctx)
+    if ctx.kernel.sparse is not None:
+        _emit_changed(ctx, dot, epilogue)
+        return
     for block in ctx.channel_blocks(ctx.decision.tile_o):
         # Phases of equal height go row by row together: they write to the same lines.
         by_rows: dict[int, list[_PhaseBlock]] = {}
@@ -35,6 +42,27 @@ def emit_conv(ctx: Context) -> None:
                 by_rows.setdefault(part.rows, []).append(part)
         for rows, parts in by_rows.items():
             _emit_rows(ctx, block, rows, parts)
+
+
+def _emit_changed(ctx: Context, dot: Dot, epilogue: Epilogue) -> None:
+    """Emit the convolution on tiles that changed: all channels of a tile, then the next."""
+    anchor = ctx.kernel.anchor
+    assert isinstance(anchor, Conv)
+    sy, sx = anchor.out_stride
+    for phase in anchor.phases:
+        blocks = ctx.channel_blocks(ctx.decision.tile_o)
+        parts = [_PhaseBlock(ctx, dot, epilogue, phase, block) for block in blocks]
+        rows, columns = parts[0].rows, parts[0].columns
+        if rows <= 0 or columns <= 0:
+            continue
+        height, width = min(ctx.decision.tile_y, rows), min(ctx.decision.tile_x, columns)
+        windows = partial(convolution, ctx.kernel, phase, height=height, width=width)
+        with changed_tiles(ctx, rows, columns, height, width, windows) as tile:
+            epilogue.begin(height * width)
+            for part in parts:
+                with ctx.code.loop(part.block.count, "o") as o:
+                    part.tile(o, tile.y, tile.x, height, width, tile.active)
+            epilogue.finish_tile(tile, height, width, (sy, sx), (phase.oy, phase.ox))
 
 
 def _emit_rows(ctx: Context, block: ChannelBlock, rows: int, parts: list[_PhaseBlock]) -> None:
@@ -75,7 +103,10 @@ class _PhaseBlock:
         self.weight = ctx.constant("w", tiles.reshape(block.count, steps, width, LANES * group))
         zero = ctx.kernel.code.zero_point
         start = -zero * chosen.astype(np.int32).sum(axis=(2, 3))
-        self.start = ctx.constant("z", start.astype(np.int32).reshape(block.count, -1))
+        start = start.astype(np.int32).reshape(block.count, -1)
+        if ctx.kernel.sparse is not None:  # a last row for tiles that get no products
+            start = np.pad(start, ((0, 1), (0, 0)))
+        self.start = ctx.constant("z", start)
 
     def band(self, o: Expr, y0: Expr, tile_y: int) -> None:
         """Emit one band of ``tile_y`` rows for channel block ``o``, or for all of them."""
@@ -86,10 +117,15 @@ class _PhaseBlock:
             self.code.loop(inner, "o") as i,
         ):
             block = i if self.ctx.decision.inner_o else o
-            self._tile(block, y0, overlap(x, tile_x, self.columns), tile_y, tile_x)
+            self.tile(block, y0, overlap(x, tile_x, self.columns), tile_y, tile_x)
 
-    def _tile(self, o: Expr, y0: Expr, x0: Expr, tile_y: int, tile_x: int) -> None:
+    def tile(
+        self, o: Expr, y0: Expr, x0: Expr, tile_y: int, tile_x: int, active: Expr | None = None
+    ) -> None:
+        """Emit one tile of channel block ``o``; if not ``active``, on accumulators of zero."""
         code, lanes = self.code, self.block.lanes
+        changed = None if active is None else active != 0
+        row = o if changed is None else choose_row(changed, o, self.block.count)
         pixels = [(i, j) for i in range(tile_y) for j in range(tile_x)]
         part = LANES // self.dot.pieces
         acc: dict[tuple[int, int], Any] = {}
@@ -97,9 +133,10 @@ class _PhaseBlock:
             for n in range(len(pixels)):
                 buffer = acc[n, v] = code.allocate(LANES, "int32")
                 for p in range(0, LANES, part):
-                    code.store(buffer, [p], load(self.start, [o, v * LANES + p], part), part)
-        for segment in self.segments:
-            self._reduce(segment, o, y0, x0, pixels, acc)
+                    code.store(buffer, [p], load(self.start, [row, v * LANES + p], part), part)
+        with nullcontext() if changed is None else code.when(changed):
+            for segment in self.segments:
+                self._reduce(segment, o, y0, x0, pixels, acc)
         sy, sx = self.anchor.out_stride
         for v, width in enumerate(lanes):
             self.epilogue.tile(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
-from tvm import tirx
-
-from resq_tvm.schedules.code import Expr, cast, load
+from resq_tvm.schedules.code import Expr, cast, constant, load
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, load_vector
 from resq_tvm.schedules.epilogue import Epilogue
-from resq_tvm.schedules.packing import pack_weight, segments_of
+from resq_tvm.schedules.packing import Segment, pack_weight, segments_of
+from resq_tvm.schedules.reach import convolution
+from resq_tvm.schedules.sparse import changed_tiles
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
 
@@ -20,55 +22,82 @@ def emit_depthwise(ctx: Context) -> None:
     assert isinstance(anchor, Conv)
     epilogue = Epilogue(ctx)
     for phase in anchor.phases:
-        for block in ctx.channel_blocks(1):
-            _emit_block(ctx, anchor, epilogue, phase, block)
+        rows = ceil_div(ctx.kernel.h - phase.oy, anchor.out_stride[0])
+        columns = ceil_div(ctx.kernel.w - phase.ox, anchor.out_stride[1])
+        if rows <= 0 or columns <= 0:
+            continue
+        width = min(ctx.decision.tile_x, columns)
+        blocks = [_Block(ctx, epilogue, phase, b, width) for b in ctx.channel_blocks(1)]
+        if ctx.kernel.sparse is not None:
+            windows = partial(convolution, ctx.kernel, phase, height=1, width=width)
+            with changed_tiles(ctx, rows, columns, 1, width, windows) as tile:
+                epilogue.begin(width)
+                for block in blocks:
+                    with ctx.code.loop(block.block.count, "c") as o:
+                        block.work(o, tile.y, tile.x, tile.active)
+                epilogue.finish_tile(tile, 1, width, anchor.out_stride, (phase.oy, phase.ox))
+            continue
+        for block in blocks:
+            with (
+                ctx.code.loop(rows, "y", ctx.decision.parallel) as i,
+                ctx.code.loop(ceil_div(columns, width), "x") as t,
+                ctx.code.loop(block.block.count, "c") as o,
+            ):
+                block.work(o, i, overlap(t, width, columns))
 
 
-def _emit_block(
-    ctx: Context, anchor: Conv, epilogue: Epilogue, phase: Phase, block: ChannelBlock
-) -> None:
-    kernel, code = ctx.kernel, ctx.code
-    rows = ceil_div(kernel.h - phase.oy, anchor.out_stride[0])
-    columns = ceil_div(kernel.w - phase.ox, anchor.out_stride[1])
-    segments = segments_of(kernel, phase, 1)
-    packed = pack_weight(anchor.weight, segments, 1, ctx.vectors)[..., 0]
-    chosen = packed[block.start : block.start + block.count]
-    weight = ctx.constant("w", chosen.transpose(0, 2, 1))
-    tile = min(ctx.decision.tile_x, columns)
-    (sy, sx), (iy, ix) = anchor.out_stride, anchor.in_stride
-    (lanes,) = block.lanes
-    zero = tirx.Broadcast(tirx.const(0, "int32"), LANES)
-    # With zero point 0, |code · weight| <= 127 · 127 fits int16; else 255 · 127 does not.
-    narrow = "int32" if kernel.code.zero_point else "int16"
-    offset = tirx.Broadcast(tirx.const(kernel.code.zero_point, narrow), LANES)
-    with (
-        code.loop(rows, "y", ctx.decision.parallel) as i,
-        code.loop(ceil_div(columns, tile), "x") as t,
-        code.loop(block.count, "c") as o,
-    ):
-        x0 = overlap(t, tile, columns)
-        c = (o + block.start) * LANES
+class _Block:
+    """One phase on one run of channel vectors, ``width`` pixels at a time."""
+
+    def __init__(
+        self, ctx: Context, epilogue: Epilogue, phase: Phase, block: ChannelBlock, width: int
+    ) -> None:
+        anchor = ctx.kernel.anchor
+        assert isinstance(anchor, Conv)
+        self.ctx, self.epilogue, self.anchor, self.phase = ctx, epilogue, anchor, phase
+        self.block, self.width = block, width
+        self.segments = segments_of(ctx.kernel, phase, 1)
+        packed = pack_weight(anchor.weight, self.segments, 1, ctx.vectors)[..., 0]
+        chosen = packed[block.start : block.start + block.count]
+        self.weight = ctx.constant("w", chosen.transpose(0, 2, 1))
+
+    def work(self, o: Expr, i: Expr, x0: Expr, active: Expr | None = None) -> None:
+        """Emit one tile of channel vector ``o``; if not ``active``, on accumulators of zero."""
+        code, phase = self.ctx.code, self.phase
+        c = (o + self.block.start) * LANES
         acc: list[Any] = []
-        for _ in range(tile):
+        for _ in range(self.width):
             acc.append(code.allocate(LANES, "int32"))
-            code.store(acc[-1], [0], zero, LANES)
-        for s in segments:
-            spec = kernel.tensor(s.input)
-            with code.loop(s.rows, "ky") as a, code.loop(s.columns, "kx") as b:
-                w = load(weight, [o, a * s.columns + b + s.start, 0], LANES)
-                w = code.bind(cast(w, narrow, LANES))
-                y = i * iy + (a * s.step_y + s.dy + spec.halo[0])
-                for n in range(tile):
-                    x: Expr = (x0 + n) * ix + (b * s.step_x + s.dx + spec.halo[1])
-                    value = cast(load_vector(ctx, s.input, [0, y, x, c], block), narrow, LANES)
-                    if kernel.code.zero_point:
-                        value = value - offset
-                    product = cast(value * w, "int32", LANES)
-                    code.store(acc[n], [0], load(acc[n], [0], LANES) + product, LANES)
-        epilogue.tile(
+            code.store(acc[-1], [0], constant(0, "int32", LANES), LANES)
+        with nullcontext() if active is None else code.when(active != 0):
+            for segment in self.segments:
+                self._reduce(segment, acc, o, i, x0, c)
+        (lanes,) = self.block.lanes
+        sy, sx = self.anchor.out_stride
+        self.epilogue.tile(
             acc,
-            tile,
+            self.width,
             lambda _, j: (i * sy + phase.oy, (x0 + j) * sx + phase.ox),
             c,
             lanes,
         )
+
+    def _reduce(self, s: Segment, acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr) -> None:
+        code, kernel = self.ctx.code, self.ctx.kernel
+        zero_point = kernel.code.zero_point
+        # With zero point 0, |code · weight| <= 127 · 127 fits int16; else 255 · 127 does not.
+        narrow = "int32" if zero_point else "int16"
+        spec = kernel.tensor(s.input)
+        iy, ix = self.anchor.in_stride
+        with code.loop(s.rows, "ky") as a, code.loop(s.columns, "kx") as b:
+            w = load(self.weight, [o, a * s.columns + b + s.start, 0], LANES)
+            w = code.bind(cast(w, narrow, LANES))
+            y = i * iy + (a * s.step_y + s.dy + spec.halo[0])
+            for n in range(self.width):
+                x: Expr = (x0 + n) * ix + (b * s.step_x + s.dx + spec.halo[1])
+                vector = load_vector(self.ctx, s.input, [0, y, x, c], self.block)
+                value = cast(vector, narrow, LANES)
+                if zero_point:
+                    value = value - constant(zero_point, narrow, LANES)
+                product = cast(value * w, "int32", LANES)
+                code.store(acc[n], [0], load(acc[n], [0], LANES) + product, LANES)

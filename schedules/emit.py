@@ -16,6 +16,7 @@ from resq_tvm.schedules.depthwise import emit_depthwise
 from resq_tvm.schedules.floatconv import emit_float_conv
 from resq_tvm.schedules.halo import emit_halo
 from resq_tvm.schedules.interleave import emit_interleaved
+from resq_tvm.schedules.sparse import begin
 from resq_tvm.schedules.spatial import (
     emit_mean,
     emit_pool,
@@ -73,12 +74,15 @@ def emit(
         Packed weights, accumulator starts, epilogue vectors and tables, in parameter order.
     """
     ctx = Context(kernel, decision, target)
+    if kernel.sparse is not None:
+        begin(ctx)
     if isinstance(kernel.anchor, Conv):
         _CONVOLUTIONS[decision.method](ctx)
     else:
         _EMITTERS[type(kernel.anchor)](ctx)
-    for spec in kernel.outputs:
-        emit_halo(ctx, spec)
+    if kernel.sparse is None:  # the outputs of a sparse kernel are kept, halos with them
+        for spec in kernel.outputs:
+            emit_halo(ctx, spec)
     func = tirx.PrimFunc(ctx.parameters(), ctx.code.statement()).with_attr(
         {
             "global_symbol": kernel.name,

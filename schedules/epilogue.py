@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 
 from resq_tvm.schedules import vecmath
+from resq_tvm.schedules.choose import Chooser
 from resq_tvm.schedules.code import (
     Expr,
     cast,
@@ -24,7 +25,8 @@ from resq_tvm.schedules.code import (
     vector_type,
 )
 from resq_tvm.schedules.context import LANES, Context, at, pad_channels
-from resq_tvm.schedules.spec import Node, TensorSpec
+from resq_tvm.schedules.sparse import Tile, mark
+from resq_tvm.schedules.spec import Node, Store, TensorSpec
 
 _MAGIC_BITS = int(np.float32(vecmath.MAGIC).view(np.int32))
 
@@ -39,7 +41,7 @@ class Epilogue:
         self.ctx = ctx
         self.code = ctx.code
         self.nodes = ctx.kernel.nodes
-        self.live = self._live()
+        self.live = self.needed([s.node for s in ctx.kernel.stores])
         self.native_half = ctx.target.isa != "generic"
         self.vectors = {
             name: ctx.constant(name, self._layout_vector(np.asarray(array, np.float32)))
@@ -47,10 +49,15 @@ class Epilogue:
             if any(self.nodes[i].op == "vector" and self.nodes[i].name == name for i in self.live)
         }
         self._shared: dict[int, Expr] = {}
+        stores = ctx.kernel.stores
+        self.choosers = {s.name: self._chooser(s) for s in stores if s.choice is not None}
 
-    def _live(self) -> list[int]:
+    def _chooser(self, store: Store) -> Chooser:
+        return Chooser(self.ctx, store)
+
+    def needed(self, pending: list[int]) -> list[int]:
+        """Return the nodes that some nodes depend on, themselves included, in order."""
         live: set[int] = set()
-        pending = [s.node for s in self.ctx.kernel.stores]
         while pending:
             i = pending.pop()
             if i not in live:
@@ -100,12 +107,73 @@ class Epilogue:
             with self.code.loop(columns, "j") as j:
                 y, x = position(i, j)
                 value = load(spill, [(j + i * columns) * LANES], lanes)
-                self.pixel(value, y, x, c, lanes)
+                self.pixel(value, y, x, c, lanes, j + i * columns)
 
-    def pixel(self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
+    def begin(self, pixels: int) -> None:
+        """Prepare for a tile of so many pixels, of which all channels follow."""
+        for chooser in self.choosers.values():
+            chooser.begin(pixels)
+
+    def finish(self, y: Expr, x: Expr, active: Expr, width: int, slot: Expr = 0) -> None:
+        """End ``width`` pixels of a row: choose their bits, mark them in the maps.
+
+        Parameters
+        ----------
+        y, x : Expr
+            The first pixel; the others follow to the right.
+        active : Expr
+            Whether their tile changed (int32).
+        slot : Expr
+            The first pixel's number in the tile.
+        """
+        for chooser in self.choosers.values():
+            with self.code.loop(width, "f") as j:
+                chooser.finish(y, x + j, slot + j)
+        self.mark_plain(y, x, active, width)
+
+    def mark_plain(self, y: Expr, x: Expr, active: Expr, width: int) -> None:
+        """Mark pixels in the maps of outputs that have no bits of their own."""
+        sparse = self.ctx.kernel.sparse
+        assert sparse is not None
+        plain = {m.name: m for name, m in sparse.out_maps.items() if name not in self.choosers}
+        for seen in plain.values():
+            if sparse.gate_map is None or seen.name != sparse.gate_map.name:
+                mark(self.ctx, seen, y, x, width, active)
+
+    def finish_tile(
+        self,
+        tile: Tile,
+        height: int,
+        width: int,
+        stride: tuple[int, int] = (1, 1),
+        offset: tuple[int, int] = (0, 0),
+    ) -> None:
+        """End a tile of a plane whose pixels lie ``stride`` apart in the output."""
+        for i in range(height):
+            y = (tile.y + i) * stride[0] + offset[0]
+            if stride[1] == 1:
+                self.finish(y, tile.x + offset[1], tile.active, width, i * width)
+                continue
+            with self.code.loop(width, "f") as j:
+                x = (tile.x + j) * stride[1] + offset[1]
+                self.finish(y, x, tile.active, 1, j + i * width)
+
+    def pixel(
+        self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int, slot: Expr = 0
+    ) -> None:
         """Evaluate the nodes at one pixel and store; `channels` must have been called."""
+        values = self.evaluate(self.live, anchor, y, x, c, lanes)
+        for store in self.ctx.kernel.stores:
+            if store.name in self.choosers:
+                self.choosers[store.name].add(values[store.node], slot, c, lanes)
+            self._store(store.node, store.name, values, (y, x, c), lanes)
+
+    def evaluate(
+        self, wanted: list[int], anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int
+    ) -> dict[int, Expr]:
+        """Return the values of nodes at one pixel; ``wanted`` holds what they read, in order."""
         values: dict[int, Expr] = {}
-        for i in self.live:
+        for i in wanted:
             node = self.nodes[i]
             if i in self._shared:
                 values[i] = self._shared[i]
@@ -115,11 +183,21 @@ class Epilogue:
                 values[i] = constant(node.value, "float32", lanes)
             elif node.op == "load":
                 values[i] = self.code.bind(self._load(node.name, y, x, c, lanes), "l")
+            elif node.op == "gate":
+                new, key = (values[a] for a in node.args)
+                changed = self.changed(y, x, lanes)
+                values[i] = self.code.bind(tirx.Select(changed, new, key), "g")
             else:
                 args = [values[a] for a in node.args]
                 values[i] = self.code.bind(self._operation(node, args, lanes), "n")
-        for store in self.ctx.kernel.stores:
-            self._store(store.node, store.name, values, (y, x, c), lanes)
+        return values
+
+    def changed(self, y: Expr, x: Expr, lanes: int) -> Expr:
+        """Return whether the gate's map says that the pixel changed, for every lane."""
+        sparse = self.ctx.kernel.sparse
+        assert sparse is not None and sparse.gate_map is not None
+        flag = load(self.ctx.buffer(sparse.gate_map.name), [0, y, x, 0], 1)
+        return splat(tirx.NE(flag, tirx.const(0, "uint8")), lanes)
 
     def _load(self, name: str, y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
         spec = self.ctx.kernel.tensor(name)

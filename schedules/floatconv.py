@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from resq_tvm.schedules.code import Expr, constant, first_lanes, load, splat
@@ -9,6 +10,8 @@ from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, l
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.guards import within
 from resq_tvm.schedules.packing import Segment, densify, pack_weight, segments_of
+from resq_tvm.schedules.reach import convolution
+from resq_tvm.schedules.sparse import changed_tiles, every_pixel
 from resq_tvm.schedules.spec import FloatConv, Phase
 
 
@@ -31,11 +34,18 @@ def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phas
     segments = segments_of(kernel, phase, 1)
     packed = pack_weight(anchor.weight, segments, 1, ctx.vectors)[..., 0]
     weight = ctx.constant("w", packed.transpose(0, 2, 1))
+    if rows <= 0 or columns <= 0:
+        return
     sy, sx = anchor.out_stride
-    with (
-        code.loop(rows, "y", ctx.decision.parallel) as i,
-        code.loop(columns, "x") as j,
-    ):
+    if kernel.sparse is not None:
+        windows = partial(convolution, kernel, phase, height=1, width=1)
+        loops: Any = changed_tiles(ctx, rows, columns, 1, 1, windows)
+    else:
+        loops = every_pixel(ctx, rows, columns)
+    with loops as pixel:
+        i, j = pixel.y, pixel.x
+        if kernel.sparse is not None:
+            epilogue.begin(1)
         for block in ctx.channel_blocks(1):
             with code.loop(block.count, "c") as o:
                 vector = o + block.start
@@ -48,6 +58,8 @@ def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phas
                 epilogue.channels(c, lanes)
                 value = first_lanes(load(acc, [0], LANES), lanes)
                 epilogue.pixel(value, i * sy + phase.oy, j * sx + phase.ox, c, lanes)
+        if kernel.sparse is not None:
+            epilogue.finish(i * sy + phase.oy, j * sx + phase.ox, pixel.active, 1)
 
 
 def _is_depthwise(anchor: FloatConv) -> bool:

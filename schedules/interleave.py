@@ -14,7 +14,9 @@ gaps, every output row of the tile.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from tvm import tirx
 from resq_tvm.schedules.code import Expr, intrinsic, load, reinterpret
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, load_vector
 from resq_tvm.schedules.epilogue import Epilogue
+from resq_tvm.schedules.reach import convolution
+from resq_tvm.schedules.sparse import changed_tiles, choose_row
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
 
@@ -78,8 +82,36 @@ def emit_interleaved(ctx: Context) -> None:
             continue
         tile = (min(ctx.decision.tile_y, rows), min(ctx.decision.tile_x, columns))
         plan = _plan(anchor, phase, tile[0])
+        if ctx.kernel.sparse is not None:
+            _emit_changed(ctx, epilogue, phase, plan, tile, order_buffer, (rows, columns))
+            continue
         for block in ctx.channel_blocks(1):
             _Block(ctx, epilogue, phase, plan, block, tile, order_buffer).emit(rows, columns)
+
+
+def _emit_changed(
+    ctx: Context,
+    epilogue: Epilogue,
+    phase: Phase,
+    plan: _Plan,
+    tile: tuple[int, int],
+    order: Any,
+    plane: tuple[int, int],
+) -> None:
+    """Emit one phase on tiles that changed: all channels of a tile, then the next."""
+    anchor = ctx.kernel.anchor
+    assert isinstance(anchor, Conv)
+    height, width = tile
+    blocks = [
+        _Block(ctx, epilogue, phase, plan, block, tile, order) for block in ctx.channel_blocks(1)
+    ]
+    windows = partial(convolution, ctx.kernel, phase, height=height, width=width)
+    with changed_tiles(ctx, *plane, height, width, windows) as at:
+        epilogue.begin(height * width)
+        for part in blocks:
+            with ctx.code.loop(part.block.count, "o") as o:
+                part.work(o, at.y, at.x, at.active)
+        epilogue.finish_tile(at, height, width, anchor.out_stride, (phase.oy, phase.ox))
 
 
 class _Block:
@@ -107,7 +139,10 @@ class _Block:
         for ky, kx, _, _ in phase.taps:
             total[: ctx.kernel.c] += anchor.weight[:, ky, kx, 0]
         start = -ctx.kernel.code.zero_point * total.reshape(-1, LANES)
-        self.start = ctx.constant("z", start[block.start : block.start + block.count])
+        start = start[block.start : block.start + block.count]
+        if ctx.kernel.sparse is not None:  # a last row for tiles that get no products
+            start = np.pad(start, ((0, 1), (0, 0)))
+        self.start = ctx.constant("z", start)
 
     def emit(self, rows: int, columns: int) -> None:
         """Emit the loops over rows, columns and channels."""
@@ -121,17 +156,33 @@ class _Block:
             code.loop(count if inner else 1, "c") as o,
         ):
             y0, x0 = overlap(y, tile_y, rows), overlap(x, tile_x, columns)
-            self._tile(o if inner else outer, y0, x0)
+            self.work(o if inner else outer, y0, x0)
 
-    def _tile(self, o: Expr, y0: Expr, x0: Expr) -> None:
+    def work(self, o: Expr, y0: Expr, x0: Expr, active: Expr | None = None) -> None:
+        """Emit one tile of channel vector ``o``; if not ``active``, on accumulators of zero."""
         code, (tile_y, tile_x) = self.code, self.tile
         (lanes,) = self.block.lanes
         c = (o + self.block.start) * LANES
-        start = code.bind(load(self.start, [o, 0], LANES))
+        changed = None if active is None else active != 0
+        row = o if changed is None else choose_row(changed, o, self.block.count)
+        start = code.bind(load(self.start, [row, 0], LANES))
         acc = {}
         for at in [(r, n) for r in range(tile_y) for n in range(tile_x)]:
             acc[at] = code.allocate(LANES, "int32")
             code.store(acc[at], [0], start, LANES)
+        with nullcontext() if changed is None else code.when(changed):
+            self._reduce(acc, o, y0, x0, c)
+        sy, sx = self.anchor.out_stride
+        self.epilogue.tile(
+            list(acc.values()),
+            tile_x,
+            lambda i, j: ((y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox),
+            c,
+            lanes,
+        )
+
+    def _reduce(self, acc: dict[Any, Any], o: Expr, y0: Expr, x0: Expr, c: Expr) -> None:
+        code, (_, tile_x) = self.code, self.tile
         order = code.bind(load(self.order, [0], _GROUP * LANES))
         stride = self.anchor.in_stride[1]
         shifts = sorted({dx for _, dx in self.plan.weights})
@@ -145,14 +196,6 @@ class _Block:
                         "llvm.x86.avx512.vpdpbusd.512", "int32", LANES, old, quads[q], weight
                     )
                     code.store(acc[r, n], [0], new, LANES)
-        sy, sx = self.anchor.out_stride
-        self.epilogue.tile(
-            list(acc.values()),
-            tile_x,
-            lambda i, j: ((y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox),
-            c,
-            lanes,
-        )
 
     def _interleave(self, y0: Expr, x0: Expr, column: int, c: Expr, order: Any) -> list[Any]:
         """Return the interleaved quads of rows of one input column."""

@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm import tirx
 
+from resq_tvm.schedules import reach
 from resq_tvm.schedules.code import Expr, cast, constant, load, splat
 from resq_tvm.schedules.context import LANES, Context, at, ceil_div
 from resq_tvm.schedules.epilogue import Epilogue
+from resq_tvm.schedules.gate import emit_gate
 from resq_tvm.schedules.guards import within
 from resq_tvm.schedules.packed import PACK, PackedEpilogue, packable
 from resq_tvm.schedules.resample import axis_table
-from resq_tvm.schedules.spec import GlobalMean, Pool, Resize, Window
+from resq_tvm.schedules.sparse import Windows, changed_tiles
+from resq_tvm.schedules.spec import FusedKernel, GlobalMean, Pool, Resize, TensorSpec, Window
 from resq_tvm.schedules.tiles import overlap
 from resq_tvm.schedules.vecmath import fence
 
+_RUN = 16  # pixels of a row that are one tile of a sparse kernel
 _UNROLLED_TAPS = 25  # windows up to 5 × 5 are written out away from the borders
 
 Value = Callable[[Expr, Expr, Expr, int], Expr | None]
 
 
-def over_output(ctx: Context, value: Value) -> None:
-    """Walk over rows, columns and channels; ``value(y, x, c, lanes)`` gives the anchor there."""
+Reach = Callable[[Expr, Expr, int], Sequence[reach.Window]]
+
+
+def over_output(ctx: Context, value: Value, depends: Reach | None = None) -> None:
+    """Walk over rows, columns and channels; ``value(y, x, c, lanes)`` gives the anchor there.
+
+    ``depends(y, x, width)`` gives the windows of the anchor's inputs that a run of pixels reads.
+    """
     kernel, code = ctx.kernel, ctx.code
     epilogue = Epilogue(ctx)
-    with (
-        code.loop(kernel.h, "y", ctx.decision.parallel) as y,
-        code.loop(kernel.w, "x") as x,
-    ):
+
+    def pixel(y: Expr, x: Expr, slot: Expr = 0) -> None:
         for block in ctx.channel_blocks(1):
             with code.loop(block.count, "c") as i:
                 c = (i + block.start) * LANES
                 (lanes,) = block.lanes
                 epilogue.channels(c, lanes)
-                epilogue.pixel(value(y, x, c, lanes), y, x, c, lanes)
+                epilogue.pixel(value(y, x, c, lanes), y, x, c, lanes, slot)
+
+    if kernel.sparse is None:
+        with (
+            code.loop(kernel.h, "y", ctx.decision.parallel) as y,
+            code.loop(kernel.w, "x") as x,
+        ):
+            pixel(y, x)
+        return
+    if kernel.gate is not None:
+        emit_gate(ctx, epilogue)
+    width = min(_RUN, kernel.w)
+    windows = _windows(kernel, width, depends)
+    with changed_tiles(ctx, kernel.h, kernel.w, 1, width, windows) as tile:
+        epilogue.begin(width)
+        with code.loop(width, "j") as j:
+            pixel(tile.y, tile.x + j, j)
+        epilogue.finish(tile.y, tile.x, tile.active, width)
+
+
+def _windows(kernel: FusedKernel, width: int, depends: Reach | None) -> Windows:
+    def windows(y: Expr, x: Expr) -> list[reach.Window]:
+        anchored = [] if depends is None else list(depends(y, x, width))
+        return anchored + reach.elementwise(kernel, y, x, 1, width)
+
+    return windows
 
 
 def emit_walk(ctx: Context) -> None:
@@ -45,6 +78,18 @@ def emit_walk(ctx: Context) -> None:
         return
     kernel, code = ctx.kernel, ctx.code
     epilogue = PackedEpilogue(ctx)
+    if kernel.sparse is not None:
+        if kernel.gate is not None:
+            emit_gate(ctx, epilogue)
+        width = min(_RUN, kernel.w)
+        windows = _windows(kernel, width, None)
+        with changed_tiles(ctx, kernel.h, kernel.w, 1, width, windows) as tile:
+            with code.loop(ceil_div(width, PACK), "j") as j:
+                epilogue.channels(0, LANES)
+                x = tile.x + overlap(j, PACK, width)
+                epilogue.pixel(None, tile.y, x, 0, LANES)
+                epilogue.finish(tile.y, x, tile.active, PACK)
+        return
     with (
         code.loop(kernel.h, "y", ctx.decision.parallel) as y,
         code.loop(ceil_div(kernel.w, PACK), "x") as x,
@@ -75,7 +120,17 @@ def emit_window(ctx: Context) -> None:
                         code.store(result, [lane], load(buffer, [0, iy, ix, channel], 1), 1)
         return load(result, [0], lanes)
 
-    over_output(ctx, value)
+    def depends(y: Expr, x: Expr, width: int) -> list[reach.Window]:
+        seen = _seen(kernel, anchor.input)
+        return [reach.Window(m, (y * sy + oy,), x * sx + ox, (width - 1) * sx + 1) for m in seen]
+
+    over_output(ctx, value, depends)
+
+
+def _seen(kernel: FusedKernel, name: str) -> list[TensorSpec]:
+    """Return the map of an input, if it has one."""
+    assert kernel.sparse is not None
+    return [kernel.sparse.maps[name]] if name in kernel.sparse.maps else []
 
 
 def _whole(lanes: int, offset: int, available: int, channels: int) -> bool:
@@ -128,7 +183,11 @@ def emit_pool(ctx: Context) -> None:
         count = splat(cast(code.bind(rows * columns), "float32", 1), lanes)
         return tirx.Div(result, count)
 
-    over_output(ctx, value)
+    def depends(y: Expr, x: Expr, width: int) -> list[reach.Window]:
+        (seen,) = _seen(kernel, anchor.input) or (None,)
+        return [] if seen is None else reach.pooled(seen, anchor, y, x, width)
+
+    over_output(ctx, value, depends)
 
 
 def _taps_inside(
@@ -168,7 +227,11 @@ def emit_mean(ctx: Context) -> None:
             code.store(total, [0], load(total, [0], lanes) + load(row, [0], lanes), lanes)
         return tirx.Div(load(total, [0], lanes), constant(float(spec.h * spec.w), "float32", lanes))
 
-    over_output(ctx, value)
+    def depends(y: Expr, x: Expr, width: int) -> list[reach.Window]:
+        rows = tuple(range(spec.h))
+        return [reach.Window(m, rows, 0, spec.w) for m in _seen(kernel, anchor.input)]
+
+    over_output(ctx, value, depends)
 
 
 def emit_resize(ctx: Context) -> None:
@@ -178,15 +241,24 @@ def emit_resize(ctx: Context) -> None:
     spec, buffer = kernel.tensor(anchor.input), ctx.buffer(anchor.input)
     rows, columns = axis_table(anchor, spec.h, kernel.h), axis_table(anchor, spec.w, kernel.w)
     ylow, xlow = ctx.constant("ylow", rows.low), ctx.constant("xlow", columns.low)
+    yhigh, xhigh = ctx.constant("yhigh", rows.high), ctx.constant("xhigh", columns.high)
+
+    def depends(y: Expr, x: Expr, width: int) -> list[reach.Window]:
+        last = np.minimum(np.arange(kernel.w) + width - 1, kernel.w - 1)
+        spans = np.maximum(columns.high, columns.low)[last] - columns.low + 1
+        read = tuple(load(table, [y], 1) for table in (ylow, yhigh))
+        first = load(xlow, [x], 1)
+        seen = _seen(kernel, anchor.input)
+        return [reach.Window(m, read, first, int(spans.max())) for m in seen]
+
     if anchor.method == "nearest_neighbor":
 
         def nearest(y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
             iy, ix = code.bind(load(ylow, [y], 1)), code.bind(load(xlow, [x], 1))
             return load(buffer, at(spec, iy, ix, c), lanes)
 
-        over_output(ctx, nearest)
+        over_output(ctx, nearest, depends)
         return
-    yhigh, xhigh = ctx.constant("yhigh", rows.high), ctx.constant("xhigh", columns.high)
     yweight, xweight = ctx.constant("yw", rows.weight), ctx.constant("xw", columns.weight)
     one = np.float32(1)
     yrest, xrest = ctx.constant("yr", one - rows.weight), ctx.constant("xr", one - columns.weight)
@@ -209,4 +281,4 @@ def emit_resize(ctx: Context) -> None:
 
         return mix(across(y0), ry, across(y1), wy)
 
-    over_output(ctx, linear)
+    over_output(ctx, linear, depends)

@@ -29,15 +29,18 @@ from resq_tvm.targets.preset import CodeFormat
 
 __all__ = [
     "Anchor",
+    "Choice",
     "CodeFormat",
     "Conv",
     "FloatConv",
     "FusedKernel",
+    "Gate",
     "GlobalMean",
     "Node",
     "Phase",
     "Pool",
     "Resize",
+    "Sparse",
     "Store",
     "TensorSpec",
     "Walk",
@@ -187,6 +190,7 @@ class Node:
     ``round16``           float32 → float16 → float32
     ``quantize``          clamp(round_half_even(args[0] · value), −limit, limit) as a signed
                           code; ``value`` is the float32 reciprocal of the scale
+    ``gate``              args[0] where the gate's map is not 0, else args[1]
     ====================  =====================================================================
     """
 
@@ -198,11 +202,77 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Codes get the fewest bits that do, pixel by pixel (`resq_tvm.reference.ops_policy`).
+
+    ``threshold`` is an index into the program's thresholds.
+    """
+
+    pool: tuple[int, ...]
+    shifts: tuple[int, ...]
+    threshold: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Which blocks of a frame count as changed; node ``gate`` selects by it.
+
+    ``threshold`` is an index into the program's thresholds.
+    """
+
+    reciprocal: float
+    threshold: int
+    block: int
+    reach: int
+
+
+@dataclass(frozen=True)
 class Store:
     """Store node ``node`` to output tensor ``name`` (converted to that tensor's dtype)."""
 
     node: int
     name: str
+    choice: Choice | None = None
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Execution by tiles: a tile is computed if something in its receptive field changed.
+
+    A *map* is uint8 ``(1, h, w, 1)`` beside a tensor: 0 where a pixel is as on the keyframe.
+    Outputs are kept from frame to frame. A tile that did not change, but had when it was last
+    computed, gets the value of a zero difference (the epilogue on accumulators of zero); any
+    other unchanged tile still holds that value and is left alone.
+
+    The PrimFunc's parameters are: inputs, maps of inputs, thresholds, packed constants, outputs,
+    maps of outputs, the kernel's tiles (uint8: which were computed), the list of tiles (int32
+    scratch), the counts (int32: computed and reset tiles of every kernel).
+
+    Attributes
+    ----------
+    maps : dict
+        Input tensor → its map; inputs without one never change (state).
+    everywhere : bool
+        Some input has no map and may change anywhere.
+    out_maps : dict
+        Output tensor → its map: bits per pixel of codes with a choice; else the kernel's one map
+        of computed tiles.
+    gate_map : TensorSpec or None
+        Map of the kernel's gate, an output.
+    thresholds, counts : int
+        Lengths of these parameters.
+    index : int
+        The kernel's row of the counts.
+    """
+
+    maps: dict[str, TensorSpec]
+    everywhere: bool
+    out_maps: dict[str, TensorSpec]
+    thresholds: int
+    counts: int
+    index: int
+    list_size: int
+    gate_map: TensorSpec | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +294,8 @@ class FusedKernel:
     stores: tuple[Store, ...]
     code: CodeFormat
     vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # name → (c,)
+    gate: Gate | None = None
+    sparse: Sparse | None = None
 
     def tensor(self, name: str) -> TensorSpec:
         """Return the input or output tensor of that name."""

@@ -65,6 +65,8 @@ class Settings:
                         self.choices[name] = Choice(
                             point.pool, tuple(entry["shifts"]), float(np.float32(threshold))
                         )
+        if not self.choices:
+            self.gates = {}  # a residual program without layers is not executed by tiles
         self.has_residual = all(
             t == "float" or Scheme.parse(t).residual is not None for t in self.layers.values()
         )

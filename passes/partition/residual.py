@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tvm import relax
@@ -49,7 +50,11 @@ class Residual(Program):
                 new_state = [self.stored(v) for v in self.state_values]
                 result = self.finish(outputs, new_state)
             self.bb.emit_func_output(result)
-        return self.result()
+        func = self.result()
+        if not self.s.choices:
+            return func
+        # What is zero where nothing changed: execution by tiles relies on it.
+        return func.with_attr("resq.deltas", json.dumps([v.name for v in self._deltas.values()]))
 
     def stored(self, value: Any) -> Any:
         """Return the state that is handed on: unchanged, or of this frame if recurrent."""

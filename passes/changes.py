@@ -1,0 +1,131 @@
+"""Plan the workspace of a dynamic residual program: what its kernels keep from frame to frame.
+
+Every output of a kernel stays in the workspace, beside a map of the pixels that are not as on the
+keyframe, and the kernel's tiles (`resq_tvm.schedules.spec.Sparse`). So a kernel whose inputs did
+not change writes nothing, and its readers find the right values all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from resq_tvm.schedules.context import output_maps
+from resq_tvm.schedules.spec import FusedKernel, Sparse, TensorSpec
+
+THRESHOLDS = "thresholds"
+
+
+@dataclass(frozen=True)
+class WorkspaceTensor:
+    """One tensor of the workspace.
+
+    Attributes
+    ----------
+    name, shape, dtype
+        What it is.
+    fill : int
+        Its content before the first frame.
+    refresh : bool
+        Whether it has to be filled anew after every keyframe: tiles of kernels that write
+        keyframe values where nothing changed.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    fill: int = 0
+    refresh: bool = False
+
+
+class Workspace:
+    """The workspace tensors of one program in order, and who uses which.
+
+    Parameters
+    ----------
+    func : relax.Function
+        The fused residual program.
+    state : list
+        Its parameters that hold state.
+    planes : iterable of (h, w, c)
+        Of all kernels.
+    kernels : int
+        How many there are.
+    """
+
+    def __init__(
+        self, func: Any, state: list[Any], planes: Iterable[tuple[int, int, int]], kernels: int
+    ) -> None:
+        self.deltas = frozenset(json.loads(str(func.attrs["resq.deltas"])))
+        self.fixed = set(state)
+        self.tensors: list[WorkspaceTensor] = []
+        self.maps: dict[Any, TensorSpec] = {}  # variable → its map
+        self.kernels = kernels
+        self.list_size = max(h * w for h, w, _ in planes)
+        self.place: dict[str, int] = {}
+        self.list = self._add(WorkspaceTensor("list", (self.list_size,), "int32"))
+        self.counts = self._add(WorkspaceTensor("counts", (2 * kernels,), "int32"))
+
+    def _add(self, tensor: WorkspaceTensor) -> int:
+        self.place[tensor.name] = len(self.tensors)
+        self.tensors.append(tensor)
+        return self.place[tensor.name]
+
+    def plan(
+        self, kernel: FusedKernel, index: int, reads: list[Any], results: list[Any]
+    ) -> FusedKernel:
+        """Return a kernel with its sparse execution, and take note of what it keeps.
+
+        Parameters
+        ----------
+        kernel : FusedKernel
+        index : int
+            Its number in the program.
+        reads, results : list of relax.Var
+            The variables of ``kernel.inputs`` and ``kernel.outputs``.
+        """
+        inputs = dict(zip(reads, kernel.inputs, strict=True))
+        maps = {spec.name: self.maps[var] for var, spec in inputs.items() if var in self.maps}
+        loose = [v for v in reads if v not in self.maps and v not in self.fixed]
+        everywhere = bool(loose) and kernel.gate is None
+        gate_map = None
+        if kernel.gate is not None:
+            gate_map = _map(f"{kernel.name}_changed", kernel.h, kernel.w)
+        choices = {s.name for s in kernel.stores if s.choice is not None}
+        out_maps = {}
+        for var, spec in zip(results, kernel.outputs, strict=True):
+            if spec.name in choices:
+                out_maps[spec.name] = _map(f"{spec.name}_bits", kernel.h, kernel.w)
+            else:
+                shared = _map(f"{kernel.name}_changed", kernel.h, kernel.w)
+                out_maps[spec.name] = gate_map or shared
+            self.maps[var] = out_maps[spec.name]
+        sparse = Sparse(
+            maps, everywhere, out_maps, 1, self.kernels, index, self.list_size, gate_map
+        )
+        code = kernel.code
+        for spec in kernel.outputs:
+            fill = code.zero_point if spec.dtype == code.dtype else 0
+            self._add(WorkspaceTensor(spec.name, spec.shape, spec.dtype, fill))
+        for one in output_maps(sparse):
+            self._add(WorkspaceTensor(one.name, one.shape, one.dtype))
+        full = any(
+            spec.dtype != code.dtype and var.name not in self.deltas
+            for var, spec in zip(results, kernel.outputs, strict=True)
+        )
+        tiles = (kernel.h * kernel.w,)
+        name = f"{kernel.name}_tiles"
+        self._add(WorkspaceTensor(name, tiles, "uint8", int(full), full))
+        return replace(kernel, sparse=sparse)
+
+
+def with_thresholds(kernel: FusedKernel, count: int) -> FusedKernel:
+    """Return a sparse kernel that takes so many thresholds."""
+    assert kernel.sparse is not None
+    return replace(kernel, sparse=replace(kernel.sparse, thresholds=count))
+
+
+def _map(name: str, h: int, w: int) -> TensorSpec:
+    return TensorSpec(name, h, w, 1, "uint8", 1)

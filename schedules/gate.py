@@ -1,0 +1,143 @@
+"""The gate of a frame: which blocks changed since the keyframe, beyond noise.
+
+Per block, the squares of the differences (rounded to multiples of the gate's step, clamped) are
+summed up as integers; blocks above the threshold and their neighbours count as changed. Meaning:
+`resq_tvm.reference.ops_policy.changed_pixels`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from resq_tvm.schedules.code import Expr, cast, constant, load, splat
+from resq_tvm.schedules.context import LANES, Context, ceil_div
+from resq_tvm.schedules.epilogue import Epilogue
+from resq_tvm.schedules.packed import PACK, PackedEpilogue
+from resq_tvm.schedules.sparse import mark
+from resq_tvm.schedules.vecmath import MAGIC, clamp, fence
+
+_F = "float32"
+_CLAMP = 127
+
+
+def emit_gate(ctx: Context, epilogue: Epilogue) -> None:
+    """Write the gate's map; comes before the kernel's tiles."""
+    sparse, code = ctx.kernel.sparse, ctx.code
+    assert sparse is not None and ctx.kernel.gate is not None and ctx.sparse is not None
+    size, reach = ctx.kernel.gate.block, ctx.kernel.gate.reach
+    down, across = ceil_div(ctx.kernel.h, size), ceil_div(ctx.kernel.w, size)
+    # The list of tiles is not in use yet: block energies lie there, then flags.
+    scratch = ctx.sparse.list
+    limit = code.bind(load(ctx.sparse.thresholds, [ctx.kernel.gate.threshold], 1))
+    # An integer is above a threshold if it is above the threshold's floor.
+    limit = code.bind(cast(limit, "int32", 1), "limit")
+    energy = _Energy(ctx, epilogue)
+    with code.loop(down, "by") as i, code.loop(across, "bx") as j:
+        total = energy.block(i * size, j * size)
+        flag = cast(tirx.GT(total, limit), "int32", 1)
+        code.store(scratch, [i * across + j], flag, 1)
+    with code.loop(down, "by") as i, code.loop(across, "bx") as j:
+        changed: Any = tirx.const(0, "int32")
+        for dy in range(-reach, reach + 1):
+            for dx in range(-reach, reach + 1):
+                y, x = _clamped(i, dy, down), _clamped(j, dx, across)
+                changed = changed | load(scratch, [y * across + x], 1)
+        _mark_block(ctx, i * size, j * size, code.bind(changed, "changed"))
+
+
+def _clamped(index: Expr, step: int, extent: int) -> Expr:
+    moved = index + step
+    if isinstance(moved, int):
+        return min(max(moved, 0), extent - 1)
+    return tirx.Max(tirx.Min(moved, tirx.const(extent - 1, "int32")), tirx.const(0, "int32"))
+
+
+def _rest(extent: int, start: Expr, size: int) -> Expr:
+    """Return how many of ``size`` positions from ``start`` on lie within the extent."""
+    if extent % size == 0:
+        return size
+    if isinstance(start, int):
+        return min(size, extent - start)
+    return tirx.Min(tirx.const(size, "int32"), extent - start)
+
+
+def _mark_block(ctx: Context, y: Expr, x: Expr, changed: Expr) -> None:
+    sparse, code, kernel = ctx.kernel.sparse, ctx.code, ctx.kernel
+    assert sparse is not None and kernel.gate is not None and sparse.gate_map is not None
+    size, seen = kernel.gate.block, sparse.gate_map
+    with code.loop(_rest(kernel.h, y, size), "r") as r:
+        if kernel.w % size == 0:
+            mark(ctx, seen, y + r, x, size, changed)
+        else:
+            with code.loop(_rest(kernel.w, x, size), "q") as q:
+                mark(ctx, seen, y + r, x + q, 1, changed)
+
+
+class _Energy:
+    """Sums of squares of a block's differences, four pixels or one vector at a time."""
+
+    def __init__(self, ctx: Context, epilogue: Epilogue) -> None:
+        assert ctx.kernel.gate is not None
+        self.ctx, self.epilogue, self.gate = ctx, epilogue, ctx.kernel.gate
+        (index,) = [i for i, n in enumerate(ctx.kernel.nodes) if n.op == "gate"]
+        self.args = ctx.kernel.nodes[index].args
+        self.wanted = epilogue.needed(list(self.args))
+        self.packed = isinstance(epilogue, PackedEpilogue)
+        lanes = np.arange(LANES)
+        if self.packed:
+            self.mask = ctx.constant("m", (lanes % PACK < ctx.kernel.c).astype(np.float32))
+            self.pixel = ctx.constant("px", (lanes // PACK).astype(np.int32))
+        else:
+            valid = np.arange(ctx.vectors * LANES) < ctx.kernel.c
+            self.mask = ctx.constant("m", valid.astype(np.float32))
+
+    def block(self, y0: Expr, x0: Expr) -> Expr:
+        """Return a block's energy (int32)."""
+        code, kernel, size = self.ctx.code, self.ctx.kernel, self.gate.block
+        acc = code.allocate(LANES, _F, "e")
+        code.store(acc, [0], constant(0.0, _F, LANES), LANES)
+        with code.loop(_rest(kernel.h, y0, size), "r") as r:
+            if self.packed:
+                for q in range(0, size, PACK):
+                    self._four(acc, y0 + r, x0 + q)
+            else:
+                with code.loop(_rest(kernel.w, x0, size), "q") as q:
+                    self._pixel(acc, y0 + r, x0 + q)
+        lanes = cast(load(acc, [0], LANES), "int32", LANES)
+        total = tirx.op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", lanes)
+        return code.bind(total, "energy")
+
+    def _four(self, acc: Any, y: Expr, x: Expr) -> None:
+        """Add four pixels; of the last ones of a row only those that no vector before had."""
+        code, kernel = self.ctx.code, self.ctx.kernel
+        mask = load(self.mask, [0], LANES)
+        if kernel.w % self.gate.block == 0:
+            self._add(acc, y, x, 0, LANES, mask)
+            return
+        position = tirx.const(x, "int32") if isinstance(x, int) else x
+        with code.when(position < kernel.w):
+            start = code.bind(tirx.Min(position, tirx.const(kernel.w - PACK, "int32")))
+            fresh = load(self.pixel, [0], LANES) >= splat(position - start, LANES)
+            mask = tirx.Select(fresh, mask, constant(0.0, _F, LANES))
+            self._add(acc, y, start, 0, LANES, mask)
+
+    def _pixel(self, acc: Any, y: Expr, x: Expr) -> None:
+        for block in self.ctx.channel_blocks(1):
+            (lanes,) = block.lanes
+            with self.ctx.code.loop(block.count, "c") as i:
+                c = (i + block.start) * LANES
+                self._add(acc, y, x, c, lanes, load(self.mask, [c], lanes))
+
+    def _add(self, acc: Any, y: Expr, x: Expr, c: Expr, lanes: int, mask: Expr) -> None:
+        code = self.ctx.code
+        self.epilogue.channels(c, lanes)
+        values = self.epilogue.evaluate(self.wanted, None, y, x, c, lanes)
+        new, key = (values[a] for a in self.args)
+        scaled = fence(tirx.Sub(new, key) * constant(self.gate.reciprocal, _F, lanes), lanes)
+        clamped = clamp(scaled, -_CLAMP, _CLAMP, lanes)
+        shifted = fence(clamped + constant(MAGIC, _F, lanes), lanes)
+        codes = code.bind((shifted - constant(MAGIC, _F, lanes)) * mask)
+        code.store(acc, [0], load(acc, [0], lanes) + codes * codes, lanes)
