@@ -22,6 +22,7 @@ _PUBLIC = {
     "load": "resq_tvm.network",
     "Network": "resq_tvm.network",
     "calibrate": "resq_tvm.quantize.calibrate",
+    "fit_thresholds": "resq_tvm.quantize.thresholds",
     "QuantizedNetwork": "resq_tvm.quantize.qnet",
     "compile": "resq_tvm.compiler",
     "Artifact": "resq_tvm.artifact",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from resq_tvm.network import Network, load
     from resq_tvm.quantize.calibrate import calibrate
     from resq_tvm.quantize.qnet import QuantizedNetwork
+    from resq_tvm.quantize.thresholds import fit_thresholds
     from resq_tvm.session import Session
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "benchmark",
     "calibrate",
     "compile",
+    "fit_thresholds",
     "load",
 ]
 

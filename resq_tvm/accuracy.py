@@ -86,6 +86,20 @@ def against_labels(folder: Path, manifest: Manifest) -> Reference:
     task = _processing(manifest).task
     if not isinstance(task, SegmentationTask) or not task.classes:
         raise ConfigError("labels need an artifact whose processing is segmentation with classes")
+    labels = read_labels(folder)
+    return Reference(
+        SegmentationError(labels, len(task.classes), task.void), "100 - mIoU", len(labels)
+    )
+
+
+def read_labels(folder: Path) -> list[NDArray[np.uint8]]:
+    """Read label images (one channel, class numbers) in natural order, one per frame.
+
+    Raises
+    ------
+    ClipError
+        If the folder has no images, or one is not of one channel.
+    """
     if not folder.is_dir():
         raise ClipError(f"labels {str(folder)!r} are not a folder; give one with an image a frame")
     paths = sorted(
@@ -93,10 +107,7 @@ def against_labels(folder: Path, manifest: Manifest) -> Reference:
     )
     if not paths:
         raise ClipError(f"labels {str(folder)!r} hold no image; give a folder with one a frame")
-    labels = [_read_label(path) for path in paths]
-    return Reference(
-        SegmentationError(labels, len(task.classes), task.void), "100 - mIoU", len(labels)
-    )
+    return [_read_label(path) for path in paths]
 
 
 def against_float(net: Network, manifest: Manifest, clip: Clip) -> Reference:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resq_tvm.cli.console import Console, table
+from resq_tvm.cli.fit import BudgetText, Labels, Tau, check_fit, fit, summary
 from resq_tvm.cli.options import (
     Crop,
     FirstLast,
@@ -25,8 +26,10 @@ from resq_tvm.cli.options import (
 from resq_tvm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from resq_tvm.cli.fit import Timed
     from resq_tvm.processing.config import ProcessingConfig
     from resq_tvm.quantize.qnet import QuantizedNetwork
+    from resq_tvm.quantize.thresholds import FitReport
 
 Calibration = Annotated[
     str | None,
@@ -71,6 +74,9 @@ def calibrate(
     residual: Residual = "pairwise",
     samples: Samples = 64,
     candidates: Candidates = 20,
+    tau: Tau = None,
+    budget: BudgetText = None,
+    labels: Labels = None,
     json: Json = False,
 ) -> None:
     """Fit the quantizers of MODEL on a clip and write OUT.qnet, which 'compile' takes."""
@@ -95,9 +101,12 @@ def calibrate(
         residual=residual,
         samples=samples,
         candidates=candidates,
+        tau=tau,
+        budget=budget,
+        labels=labels,
     )
     check_writable(output)
-    qnet = obtain_qnet(
+    qnet, report = obtain_qnet(
         console,
         model,
         calibration=calibration,
@@ -113,6 +122,9 @@ def calibrate(
         residual=residual,
         samples=samples,
         candidates=candidates,
+        tau=tau,
+        budget=budget,
+        labels=labels,
         dump=None,
     )
     qnet.save(output)
@@ -122,6 +134,7 @@ def calibrate(
         "period": qnet.period,
         "layers": len(qnet.layers),
         "quantizers": {program: len(scales) for program, scales in qnet.scales.items()},
+        **summary(report),
     }
     console.finish(result, lambda out: out.print(table(("", ""), result.items())))
 
@@ -143,9 +156,20 @@ def obtain_qnet(
     residual: str,
     samples: int,
     candidates: int,
+    tau: float | None,
+    budget: str | None,
+    labels: Path | None,
     dump: Path | None,
-) -> QuantizedNetwork:
-    """Load a ``.qnet``, or load a model and calibrate it as the options say.
+    state_dtype: str = "float16",
+    timed: Timed | None = None,
+) -> tuple[QuantizedNetwork, FitReport | None]:
+    """Load a ``.qnet``, or load a model and calibrate it as the options say; fit thresholds.
+
+    Parameters
+    ----------
+    timed : callable, optional
+        Calibrated network → a cost in milliseconds (layer → active share, to ms), for budgets in
+        ms.
 
     Raises
     ------
@@ -158,13 +182,24 @@ def obtain_qnet(
     shape = parse_shape(input_shape)
     check_period(period)
     Scheme.parse(scheme)
+    done = None
     if Path(model).suffix == ".qnet":
         from resq_tvm.quantize.qnet import QuantizedNetwork
 
-        return QuantizedNetwork.load(model)
+        done = QuantizedNetwork.load(model)
+        if tau is not None:
+            raise ConfigError(f"--tau {tau:g} is for calibrating; {model!r} is calibrated")
+        check_fit(list(done.layers.values()), tau=tau, budget=budget, labels=labels, timed=timed)
+        if budget is None:
+            return done, None
+    else:
+        schemes = [scheme, *overrides.values(), *([first_last] if first_last else [])]
+        check_fit(schemes, tau=tau, budget=budget, labels=labels, timed=timed)
     if calibration is None:
         raise ConfigError(
-            f"model {model!r} is not calibrated; give --calibration CLIP, or a .qnet folder"
+            f"budget {budget!r} is fitted on a clip; give --calibration CLIP"
+            if done is not None
+            else f"model {model!r} is not calibrated; give --calibration CLIP, or a .qnet folder"
         )
 
     from resq_tvm.clips import PreparedClip, calibration_clips
@@ -174,28 +209,39 @@ def obtain_qnet(
 
     selected = FrameRange.parse(calibration_frames or str(DEFAULT_FRAMES))
     window = parse_crop(crop) if crop is not None else None
-    with console.progress("load") as progress:
-        progress(model)
-        net = load(model, input_shape=shape, dump=None if dump is None else dump / "load")
+    if done is not None:
+        net = done.network
+    else:
+        with console.progress("load") as progress:
+            progress(model)
+            net = load(model, input_shape=shape, dump=None if dump is None else dump / "load")
     prepare = make_preprocessor(processing, net.inputs)
     clips = [
         PreparedClip(clip.select(selected, window), prepare)
         for clip in calibration_clips(calibration, (prepare.height, prepare.width))
     ]
+    if done is None:
+        from resq_tvm.quantize.calibrate import TAU
+        from resq_tvm.quantize.calibrate import calibrate as calibrate_network
 
-    from resq_tvm.quantize.calibrate import calibrate as fit
-
-    with console.progress("calibrate") as progress:
-        return fit(
-            net,
-            clips,
-            scheme,
-            period=period,
-            overrides=overrides,
-            first_last=first_last,
-            samples=samples,
-            candidates=candidates,
-            granularity=granularity,
-            residual=residual,
-            progress=progress,
-        )
+        with console.progress("calibrate") as progress:
+            done = calibrate_network(
+                net,
+                clips,
+                scheme,
+                period=period,
+                overrides=overrides,
+                first_last=first_last,
+                samples=samples,
+                candidates=candidates,
+                granularity=granularity,
+                residual=residual,
+                tau=TAU if tau is None else tau,
+                progress=progress,
+            )
+    if budget is None:
+        return done, None
+    return fit(
+        console, done, clips, processing, budget=budget, labels=labels, timed=timed,
+        state_dtype=state_dtype,
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from resq_tvm.cli.calibrate import (
     obtain_qnet,
 )
 from resq_tvm.cli.console import Console, table
+from resq_tvm.cli.fit import BudgetText, Labels, Tau, summary
 from resq_tvm.cli.options import (
     Crop,
     FirstLast,
@@ -52,6 +53,9 @@ def compile(
     residual: Residual = "pairwise",
     samples: Samples = 64,
     candidates: Candidates = 20,
+    tau: Tau = None,
+    budget: BudgetText = None,
+    labels: Labels = None,
     dump: Annotated[
         Path | None,
         typer.Option("--dump", help="Folder for every phase's TVMScript: load/, compile/."),
@@ -60,7 +64,8 @@ def compile(
 ) -> None:
     """Calibrate MODEL on a clip and compile it into OUT.resq.
 
-    MODEL may be a .qnet folder that 'calibrate' wrote; the calibration options then do not apply.
+    MODEL may be a .qnet folder that 'calibrate' wrote; of the calibration options only --budget and
+    what it needs (--calibration, --processing, --labels) then apply.
     """
     from resq_tvm.files import check_replaceable, check_writable
     from resq_tvm.manifest import MANIFEST_NAME
@@ -87,6 +92,9 @@ def compile(
         residual=residual,
         samples=samples,
         candidates=candidates,
+        tau=tau,
+        budget=budget,
+        labels=labels,
         dump=dump,
     )
     # Everything that can be refused is refused before minutes of calibration.
@@ -95,7 +103,7 @@ def compile(
     config = load_processing(processing) if processing is not None else None
     console.resolve(target=preset.name)
 
-    qnet = obtain_qnet(
+    qnet, report = obtain_qnet(
         console,
         model,
         calibration=calibration,
@@ -111,7 +119,11 @@ def compile(
         residual=residual,
         samples=samples,
         candidates=candidates,
+        tau=tau,
+        budget=budget,
+        labels=labels,
         dump=dump,
+        state_dtype=state_dtype,
     )
     from resq_tvm.compiler import compile as compile_network
 
@@ -134,6 +146,7 @@ def compile(
         "state_bytes": manifest.state_bytes,
         "layers": len(manifest.layers),
         **manifest.bops,
+        **summary(report),
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
     }
     rows = [(k, v) for k, v in result.items() if isinstance(v, str | int | float)]

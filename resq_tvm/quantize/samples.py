@@ -73,6 +73,17 @@ def read_groups(net: Network, clips: Iterable[Clip], period: int, samples: int) 
     return found
 
 
+def read_clip(net: Network, clip: Clip, number: int = 0) -> list[Inputs]:
+    """Read all frames of a clip as network inputs; ``number`` names the clip in errors.
+
+    Raises
+    ------
+    CalibrationError
+        If a frame does not fit the network or is not finite.
+    """
+    return [_inputs(net, f, f"clip {number}, frame {index}") for index, f in enumerate(clip)]
+
+
 def collect(
     main: Any,
     frames: FrameGroups,

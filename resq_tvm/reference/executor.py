@@ -6,7 +6,7 @@ runs torch operators only. Values keep their Relax dtypes: codes are int8, accum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,8 @@ class Executor:
     gradient : str, optional
         ``"straight_through"``: calls are recorded by autograd, codes and accumulators stay
         float32, and rounding passes gradients unchanged within the clamp. None: no gradients.
+    operators : mapping of str to Builder, optional
+        Operators that mean something else here, e.g. a policy with thresholds that can be changed.
 
     Raises
     ------
@@ -77,9 +79,11 @@ class Executor:
         watch: Collection[str] | None = None,
         observe: Observer | None = None,
         gradient: str | None = None,
+        operators: Mapping[str, Builder] | None = None,
     ) -> None:
         if gradient not in (None, "straight_through"):
             raise ValueError(f"gradient {gradient!r} is not known; use 'straight_through' or None")
+        self._operators = {**OPERATORS, **(operators or {})}
         self._observe = observe
         self._differentiable = gradient is not None
         self._slots: dict[Any, int] = {}
@@ -135,7 +139,7 @@ class Executor:
         unknown = [
             (op_name(e) or "call of a function", v.name)
             for v, e in bindings
-            if isinstance(e, relax.Call) and op_name(e) not in OPERATORS
+            if isinstance(e, relax.Call) and op_name(e) not in self._operators
         ]
         if unknown:
             raise UnsupportedOperatorError("reference executor", unknown)
@@ -158,7 +162,8 @@ class Executor:
     def _kernel(self, var: Any, expr: Any) -> tuple[Callable[..., Value], tuple[int, ...]]:
         if isinstance(expr, relax.Call):
             try:
-                kernel: Callable[..., Value] = OPERATORS[op_name(expr)](expr, self._differentiable)
+                build = self._operators[op_name(expr)]
+                kernel: Callable[..., Value] = build(expr, self._differentiable)
             except ValueError as error:
                 place = f"{var.name} ({error})"
                 raise UnsupportedOperatorError(

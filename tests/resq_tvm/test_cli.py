@@ -170,6 +170,14 @@ FAILURES = {
         ["compile", "zoo:tiny_seg", "--calibration", "random", "--target", "pdp11", "-o", "OUT"],
         1, "TargetError", "pdp11",
     ),
+    "a budget without a pool": (
+        ["compile", "zoo:tiny_seg", "--calibration", "random", "--budget", "1 %", "-o", "OUT"],
+        1, "ConfigError", "use a pool of bits",
+    ),
+    "a time to calibrate": (
+        ["calibrate", "zoo:tiny_seg", "--calibration", "random", "--scheme", "W8A8->W8A{0,8}",
+         "--budget", "5 ms", "-o", "OUT"], 1, "ConfigError", "give it to 'compile'",
+    ),
     "no calibration": (
         ["compile", "zoo:tiny_seg", "-o", "OUT"], 1, "ConfigError", "--calibration",
     ),

@@ -85,6 +85,21 @@ def test_evaluate(folder: Path) -> None:
     assert 0 <= result["residual"]["frame"] < 20
 
 
+def test_thresholds_are_fitted_to_a_budget(folder: Path, tmp_path: Path) -> None:
+    common = ("--calibration", "random", "--calibration-frames", 8,
+              "--processing", folder / "segmentation.json")  # fmt: skip
+    pool = ("--scheme", "W8A8->W8A{0,8}", "--period", 3)
+    tau = tmp_path / "tau.qnet"
+    assert "fit" not in resq("calibrate", "zoo:tiny_seg", *common, *pool, "--tau", 0, "-o", tau)
+    fitted = tmp_path / "fitted.qnet"
+    result = resq("calibrate", tau, *common, "--budget", "50 % work", "-o", fitted)["fit"]
+    assert result["work"] <= 0.5 < result["static_work"] and result["unit"] == "% pixels"
+    choices = json.loads((fitted / "network.json").read_text())["dynamic"]["choices"]
+    assert any(choice["tau"] > 0 for choice in choices.values())
+    before = json.loads((tau / "network.json").read_text())["dynamic"]["choices"]
+    assert all(choice["tau"] == 0 for choice in before.values())
+
+
 def test_loading_is_quick(folder: Path) -> None:
     import tvm  # noqa: F401  the half second is counted after this
 

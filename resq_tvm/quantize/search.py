@@ -1,0 +1,300 @@
+"""The search behind `resq_tvm.fit_thresholds`: one multiple for all, then one per group.
+
+Two quantities steer it. The *error* is what the budget is about; on the frames of a short clip it
+also falls and rises by chance. The *drift*, how far outputs are from those of the residual that
+keeps everything, only grows as more is dropped. Settings are compared by the *loss*, both of them
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from resq_tvm.errors import ConfigError
+from resq_tvm.evaluate.measures import Outputs, output_error
+from resq_tvm.quantize.activity import Cost
+from resq_tvm.quantize.budget import Budget
+from resq_tvm.quantize.groups import UNREAD
+from resq_tvm.quantize.trials import Thresholds, Trial, Trials
+
+LARGEST = 4.0  # times its root mean square: beyond that a residual is motion whatever it costs
+GATES = (0.0, 2.0, 4.0, 8.0)  # times a block's expected noise energy
+SWEEPS = 3
+
+_PROBE = 0.7  # octaves that a probe moves a group, up and down
+_GATE_SHARE = 0.02  # of the loss that closing the gates may cost
+_BISECTIONS = 7
+_LINE = (-0.4, 0.0, 0.4)  # octaves at which the common factor is tried
+_SPEND = 0.08  # octaves of a last step towards the budget
+
+Multiples = dict[str, float]  # group → threshold in root mean squares of a choice's residuals
+ErrorOf = Callable[[Sequence[Outputs], Sequence[int]], float]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Multiples and what they give.
+
+    Attributes
+    ----------
+    multiples : dict of str to float
+    gate : float
+        In multiples of the expected noise energy.
+    error, drift, cost : float
+    shares : dict of str to float
+        Layer → share of active tiles.
+    """
+
+    multiples: Multiples
+    gate: float
+    error: float
+    drift: float
+    cost: float
+    shares: dict[str, float]
+
+
+class Search:
+    """Looks for the cheapest thresholds within a budget, or the best ones within a cost.
+
+    Parameters
+    ----------
+    trials : Trials
+    error : callable
+        See `resq_tvm.fit_thresholds`.
+    budget : Budget
+    cost : callable
+    groups : mapping of str to sequence of str
+        Group → choices (`resq_tvm.quantize.groups`).
+    noise : mapping of str to float
+        Input → expected noise energy of a block.
+    say : callable
+        Progress.
+
+    Attributes
+    ----------
+    static, best : Candidate
+        That which keeps everything, and the best so far.
+    count : int
+        Runs over all residual frames.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        error: ErrorOf,
+        budget: Budget,
+        cost: Cost,
+        groups: Mapping[str, Sequence[str]],
+        noise: Mapping[str, float],
+        say: Callable[[str], None],
+    ) -> None:
+        self.trials = trials
+        self.budget = budget
+        self.groups = groups
+        self.count = 0
+        self._error_of = error
+        self._cost = cost
+        self._noise = noise
+        self._say = say
+        say("residuals that keep everything")
+        self._unit = trials.residual_norms()
+        kept = trials.run(Thresholds())
+        against = getattr(error, "against", output_error)
+        self._drifts = [against(outputs) for outputs in kept.outputs]
+        self.static = self._judged(dict.fromkeys(groups, 0.0), 0.0, kept)
+        self.best = self.static
+        self._error_limit = budget.error_limit(self.static.error)
+        self._cost_limit = budget.cost_limit(cost(dict.fromkeys(kept.shares, 1.0)))
+
+    def run(self) -> bool:
+        """Search; return whether an interrupt ended it early. `best` holds what was found.
+
+        Raises
+        ------
+        ConfigError
+            If no thresholds keep a ceiling on the cost.
+        """
+        try:
+            self._uniform()
+            self._close_gates()
+            self._sweep()
+            self._spend()
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    def error(self, outputs: Sequence[Sequence[Outputs]]) -> float:
+        """Return the error of outputs per phase and frame: the mean over residual frames."""
+        return self._mean([self._error_of] * len(outputs), outputs)
+
+    def thresholds(self, candidate: Candidate) -> Thresholds:
+        """Return a candidate's multiples as thresholds of the programs."""
+        return Thresholds(
+            {
+                name: min(candidate.multiples[group], LARGEST) * self._unit[name]
+                for group, names in self.groups.items()
+                for name in names
+            },
+            {name: candidate.gate * energy for name, energy in self._noise.items()},
+        )
+
+    def _uniform(self) -> None:
+        """Find the largest multiple for all that keeps the budget."""
+        same = dict.fromkeys(self.groups, 1.0)
+        low, high = -4.0, float(np.log2(LARGEST))
+        if self.static.cost > self._cost_limit and self.budget.limits_cost:
+            self.best = self._try(_scaled(same, high), 0.0)
+            if self.best.cost > self._cost_limit:
+                raise ConfigError(
+                    f"a cost of {self._cost_limit:.3g} cannot be kept: with thresholds at "
+                    f"{LARGEST:g} times the residuals it is {self.best.cost:.3g}; "
+                    "raise the budget"
+                )
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            found = self._try(_scaled(same, middle), 0.0)
+            kept = self._keeps(found)
+            if kept:
+                self.best = found
+            # Dropping more lowers the cost and (but for chance) raises the error.
+            more = kept != self.budget.limits_cost
+            low, high = (middle, high) if more else (low, middle)
+
+    def _close_gates(self) -> None:
+        """Take the largest gate thresholds that hardly change the outputs."""
+        start = self.best
+        for gate in sorted(GATES, reverse=True):
+            if not self._noise or gate == 0:
+                return
+            found = self._try(start.multiples, gate)
+            if self._keeps(found) and self._loss(found, start) <= self._loss(start, start) * (
+                1 + _GATE_SHARE
+            ):
+                self.best = found
+                return
+
+    def _sweep(self) -> None:
+        """Move groups apart, towards an equal price of the work that each of them saves."""
+        reach = 1.0
+        for sweep in range(SWEEPS):
+            start = self.best
+            scores = self._scores(start, f"sweep {sweep + 1} of {SWEEPS}")
+            while self.best is start:
+                moved = {
+                    group: m * 2 ** float(np.clip(scores.get(group, 0.0) / 2, -1, 1) * reach)
+                    for group, m in start.multiples.items()
+                }
+                found = self._try(_scaled(moved, self._octaves(moved, start)), start.gate)
+                if self._improves(found, start):
+                    self.best = found
+                elif reach < 0.3:
+                    return
+                else:
+                    reach /= 2
+
+    def _scores(self, start: Candidate, title: str) -> dict[str, float]:
+        """Return group → how cheap a higher threshold is, in octaves above the average price."""
+        saved, spent = {}, {}
+        groups = [g for g, m in start.multiples.items() if g != UNREAD and m > 0]
+        for number, group in enumerate(groups):
+            self._say(
+                f"{title}, group {number + 1} of {len(groups)} ({group}): "
+                f"cost {start.cost:.3g}, error {start.error:.4g}"
+            )
+            low, high = (
+                self._ran({**start.multiples, group: start.multiples[group] * 2**octave}, start)
+                for octave in (-_PROBE, _PROBE)
+            )
+            saved[group] = max(low.cost - high.cost, 0.0)
+            spent[group] = max(self._loss(high, start) - self._loss(low, start), 0.0)
+        # What cannot be told from chance counts as an average part of it.
+        floor_c = 0.1 * float(np.mean([*saved.values()] or [0])) + 1e-12
+        floor_l = 0.1 * float(np.mean([*spent.values()] or [0])) + 1e-12
+        price = floor_l / floor_c
+        return {
+            group: float(np.log2((saved[group] + floor_c) * price / (spent[group] + floor_l)))
+            for group in saved
+        }
+
+    def _octaves(self, multiples: Multiples, start: Candidate) -> float:
+        """Return the common factor, in octaves, that brings multiples back to the start's loss.
+
+        Or to the ceiling on the cost. A line through some points: no single one is trusted.
+        """
+        found = [self._ran(_scaled(multiples, octave), start) for octave in _LINE]
+        if self.budget.limits_cost:
+            values, goal = [c.cost for c in found], 0.99 * self._cost_limit
+        else:
+            values, goal = [self._loss(c, start) for c in found], self._loss(start, start)
+        slope, offset = np.polyfit(_LINE, np.log2(np.maximum(values, 1e-30)), 1)
+        if abs(slope) < 1e-3:
+            return 0.0
+        return float(np.clip((np.log2(max(goal, 1e-30)) - offset) / slope, -0.8, 0.8))
+
+    def _spend(self) -> None:
+        """Go on towards the budget in small steps."""
+        while not self.budget.limits_cost:
+            found = self._try(_scaled(self.best.multiples, _SPEND), self.best.gate)
+            if not self._keeps(found) or found.cost >= 0.999 * self.best.cost:
+                return
+            self.best = found
+
+    def _keeps(self, found: Candidate) -> bool:
+        if self.budget.limits_cost:
+            return found.cost <= self._cost_limit
+        return found.error <= self._error_limit
+
+    def _improves(self, found: Candidate, start: Candidate) -> bool:
+        if not self._keeps(found):
+            return False
+        if self.budget.limits_cost:
+            return self._loss(found, start) < self._loss(start, start)
+        return found.cost < 0.995 * start.cost
+
+    def _loss(self, found: Candidate, start: Candidate) -> float:
+        parts = ((found.error, self.static.error), (found.drift, start.drift))
+        return sum(value / base for value, base in parts if base > 0)
+
+    def _try(self, multiples: Multiples, gate: float) -> Candidate:
+        found = self._run(multiples, gate)
+        self._say(
+            f"cost {found.cost:.3g}, error {found.error:.4g}, drift {found.drift:.3g}, "
+            f"gate {gate:g}"
+        )
+        return found
+
+    def _ran(self, multiples: Multiples, start: Candidate) -> Candidate:
+        return self._run(multiples, start.gate)
+
+    def _run(self, multiples: Multiples, gate: float) -> Candidate:
+        capped = {
+            group: LARGEST if group == UNREAD else min(m, LARGEST) for group, m in multiples.items()
+        }
+        setting = Candidate(capped, gate, 0.0, 0.0, 0.0, {})
+        self.count += 1
+        return self._judged(capped, gate, self.trials.run(self.thresholds(setting)))
+
+    def _judged(self, multiples: Multiples, gate: float, trial: Trial) -> Candidate:
+        return Candidate(
+            multiples,
+            gate,
+            self.error(trial.outputs),
+            self._mean(self._drifts, trial.outputs),
+            self._cost(trial.shares),
+            trial.shares,
+        )
+
+    def _mean(self, errors: Sequence[ErrorOf], outputs: Sequence[Sequence[Outputs]]) -> float:
+        phases = [list(phase) for phase in self.trials.phases]
+        found = [
+            error(values, frames)
+            for error, values, frames in zip(errors, outputs, phases, strict=True)
+        ]
+        return float(np.average(found, weights=[len(frames) for frames in phases]))
+
+
+def _scaled(multiples: Multiples, octaves: float) -> Multiples:
+    return {group: multiple * 2**octaves for group, multiple in multiples.items()}
