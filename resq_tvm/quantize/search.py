@@ -25,7 +25,7 @@ GATES = (0.0, 2.0, 4.0, 8.0)  # times a block's expected noise energy
 SWEEPS = 3
 
 _PROBE = 0.7  # octaves that a probe moves a group, up and down
-_GATE_SHARE = 0.02  # of the loss that closing the gates may cost
+_GATE_SHARE = 0.05  # of the budget (or of the error, where cost is bounded) that gates may use
 _BISECTIONS = 7
 _LINE = (-0.4, 0.0, 0.4)  # octaves at which the common factor is tried
 _SPEND = 0.08  # octaves of a last step towards the budget
@@ -118,8 +118,8 @@ class Search:
             If no thresholds keep a ceiling on the cost.
         """
         try:
-            self._uniform()
             self._close_gates()
+            self._uniform()
             self._sweep()
             self._spend()
         except KeyboardInterrupt:
@@ -141,12 +141,25 @@ class Search:
             {name: candidate.gate * energy for name, energy in self._noise.items()},
         )
 
+    def _close_gates(self) -> None:
+        """Take the largest gate thresholds that cost next to nothing of the budget."""
+        start = self.static
+        room = start.error if self.budget.limits_cost else self._error_limit - start.error
+        for gate in sorted(GATES, reverse=True):
+            if not self._noise or gate == 0:
+                return
+            found = self._try(start.multiples, gate)
+            if found.error <= start.error + _GATE_SHARE * room:
+                self.best = found
+                return
+
     def _uniform(self) -> None:
         """Find the largest multiple for all that keeps the budget."""
         same = dict.fromkeys(self.groups, 1.0)
+        gate = self.best.gate
         low, high = -4.0, float(np.log2(LARGEST))
         if self.static.cost > self._cost_limit and self.budget.limits_cost:
-            self.best = self._try(_scaled(same, high), 0.0)
+            self.best = self._try(_scaled(same, high), gate)
             if self.best.cost > self._cost_limit:
                 raise ConfigError(
                     f"a cost of {self._cost_limit:.3g} cannot be kept: with thresholds at "
@@ -155,26 +168,13 @@ class Search:
                 )
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            found = self._try(_scaled(same, middle), 0.0)
+            found = self._try(_scaled(same, middle), gate)
             kept = self._keeps(found)
             if kept:
                 self.best = found
             # Dropping more lowers the cost and (but for chance) raises the error.
             more = kept != self.budget.limits_cost
             low, high = (middle, high) if more else (low, middle)
-
-    def _close_gates(self) -> None:
-        """Take the largest gate thresholds that hardly change the outputs."""
-        start = self.best
-        for gate in sorted(GATES, reverse=True):
-            if not self._noise or gate == 0:
-                return
-            found = self._try(start.multiples, gate)
-            if self._keeps(found) and self._loss(found, start) <= self._loss(start, start) * (
-                1 + _GATE_SHARE
-            ):
-                self.best = found
-                return
 
     def _sweep(self) -> None:
         """Move groups apart, towards an equal price of the work that each of them saves."""
