@@ -2,8 +2,7 @@
 
 Two quantities steer it. The *error* is what the budget is about; on the frames of a short clip it
 also falls and rises by chance. The *drift*, how far outputs are from those of the residual that
-keeps everything, only grows as more is dropped. Settings are compared by the *loss*, both of them
-together.
+keeps everything, only grows as more is dropped. The *loss*, both together, compares settings.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _PROBE = 0.7  # octaves that a probe moves a group, up and down
 _GATE_SHARE = 0.05  # of the budget (or of the error, where cost is bounded) that gates may use
 _BISECTIONS = 7
 _LINE = (-0.4, 0.0, 0.4)  # octaves at which the common factor is tried
-_SPEND = 0.08  # octaves of a last step towards the budget
+_SPEND = (0.3, 0.07)  # octaves of the last steps towards the budget, first and smallest
 
 Multiples = dict[str, float]  # group → threshold in root mean squares of a choice's residuals
 ErrorOf = Callable[[Sequence[Outputs], Sequence[int]], float]
@@ -205,7 +204,9 @@ class Search:
                 f"cost {start.cost:.3g}, error {start.error:.4g}"
             )
             low, high = (
-                self._ran({**start.multiples, group: start.multiples[group] * 2**octave}, start)
+                self._run(
+                    {**start.multiples, group: start.multiples[group] * 2**octave}, start.gate
+                )
                 for octave in (-_PROBE, _PROBE)
             )
             saved[group] = max(low.cost - high.cost, 0.0)
@@ -224,7 +225,7 @@ class Search:
 
         Or to the ceiling on the cost. A line through some points: no single one is trusted.
         """
-        found = [self._ran(_scaled(multiples, octave), start) for octave in _LINE]
+        found = [self._run(_scaled(multiples, octave), start.gate) for octave in _LINE]
         if self.budget.limits_cost:
             values, goal = [c.cost for c in found], 0.99 * self._cost_limit
         else:
@@ -235,12 +236,14 @@ class Search:
         return float(np.clip((np.log2(max(goal, 1e-30)) - offset) / slope, -0.8, 0.8))
 
     def _spend(self) -> None:
-        """Go on towards the budget in small steps."""
-        while not self.budget.limits_cost:
-            found = self._try(_scaled(self.best.multiples, _SPEND), self.best.gate)
-            if not self._keeps(found) or found.cost >= 0.999 * self.best.cost:
-                return
-            self.best = found
+        """Go on towards the budget, in steps that are halved where they go too far."""
+        octaves = _SPEND[0]
+        while octaves >= _SPEND[1] and not self.budget.limits_cost:
+            found = self._try(_scaled(self.best.multiples, octaves), self.best.gate)
+            if self._keeps(found) and found.cost < 0.999 * self.best.cost:
+                self.best = found
+            else:
+                octaves /= 2
 
     def _keeps(self, found: Candidate) -> bool:
         if self.budget.limits_cost:
@@ -265,9 +268,6 @@ class Search:
             f"gate {gate:g}"
         )
         return found
-
-    def _ran(self, multiples: Multiples, start: Candidate) -> Candidate:
-        return self._run(multiples, start.gate)
 
     def _run(self, multiples: Multiples, gate: float) -> Candidate:
         capped = {
