@@ -16,6 +16,7 @@ from resq_tvm.schedules.context import output_maps
 from resq_tvm.schedules.spec import FusedKernel, Sparse, TensorSpec
 
 THRESHOLDS = "thresholds"
+REFRESH = 2  # a tile that holds nothing yet
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Workspace:
         )
         tiles = (kernel.h * kernel.w,)
         name = f"{kernel.name}_tiles"
-        self._add(WorkspaceTensor(name, tiles, "uint8", int(full), full))
+        self._add(WorkspaceTensor(name, tiles, "uint8", REFRESH if full else 0, full))
         return replace(kernel, sparse=sparse)
 
 

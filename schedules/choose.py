@@ -1,36 +1,24 @@
-"""Bits per pixel: the policy, computed on the codes of a tile while they are in cache.
+"""Bits per pixel: the policy, applied to the codes of a tile as soon as they are stored.
 
-While the epilogue stores the finest codes, squares of what each lower choice would lose are summed
-up per pixel (exactly: integers below 2^24 in float32 lanes). When all channels of a tile are done
-the policy decides, and pixels that get fewer bits have their codes rewritten. Meaning:
-`resq_tvm.reference.ops_policy.choose_bits`.
+The epilogue stores the finest codes. When all channels of a tile are done, the policy decides from
+what each lower choice would lose, notes the bits in the map, and rewrites the codes of pixels that
+get fewer. Meaning: `resq_tvm.reference.ops_policy.choose_bits`.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
-from resq_tvm.schedules.code import Expr, cast, constant, intrinsic, load, vector_type
-from resq_tvm.schedules.context import LANES, Context, at, pad_channels
+from resq_tvm.schedules.code import Expr, cast, constant, intrinsic, load, splat
+from resq_tvm.schedules.context import LANES, Context, at
+from resq_tvm.schedules.energy import Energy, narrow
+from resq_tvm.schedules.sparse import Tile
 from resq_tvm.schedules.spec import Store
-from resq_tvm.schedules.vecmath import MAGIC, clamp, fence
 
 _F = "float32"
-
-
-def narrow(codes: Expr, bits: int, shift: int, lanes: int) -> Expr:
-    """Return float32 codes rounded to ``bits`` bits of step ``2**shift``; 0 bits give zero."""
-    if bits == 0:
-        return constant(0.0, _F, lanes)
-    limit = (1 << (bits - 1)) - 1
-    step = float(1 << shift)
-    scaled = clamp(codes * constant(1 / step, _F, lanes), -limit, limit, lanes)
-    # The fence keeps TVM's simplifier from cancelling MAGIC.
-    rounded = fence(scaled + constant(MAGIC, _F, lanes), lanes) - constant(MAGIC, _F, lanes)
-    return rounded * constant(step, _F, lanes)
 
 
 class Chooser:
@@ -51,67 +39,106 @@ class Chooser:
         # What dropping everything loses tells whether a pixel is zero, whatever the pool.
         lower = list(zip(self.choice.pool[:-1], self.choice.shifts[:-1], strict=True))
         self.candidates = lower if lower[0][0] == 0 else [(0, 0), *lower]
-        self.mask: Any = None
-        if ctx.kernel.c % LANES:
-            valid = pad_channels(np.ones(ctx.kernel.c, np.float32), ctx.vectors)
-            self.mask = ctx.constant("m", valid)
-        self.sums: list[Any] = []
+        self._energies: dict[bool, Energy] = {}
 
-    def begin(self, pixels: int) -> None:
-        """Allocate and clear the sums of a tile."""
-        self.sums = [self.code.allocate(LANES * pixels, _F, "e") for _ in self.candidates]
-        for buffer in self.sums:
-            with self.code.loop(pixels, "s") as s:
-                self.code.store(buffer, [s * LANES], constant(0.0, _F, LANES), LANES)
+    def finish(
+        self, tile: Tile, size: tuple[int, int], stride: tuple[int, int], offset: tuple[int, int]
+    ) -> None:
+        """Decide for all pixels of a tile, note their bits and rewrite their codes if need be."""
+        code, (height, width) = self.code, size
+        contiguous = stride[1] == 1
+        if contiguous not in self._energies:
+            self._energies[contiguous] = Energy(self.ctx, self.spec, self.candidates, contiguous)
+        energy = self._energies[contiguous]
+        columns: list[list[Expr]] = [[] for _ in self.candidates]
+        for i in range(height):
+            y, x = self._place(tile, i, 0, stride, offset)
+            for column, part in zip(columns, energy.row(y, x, stride[1], width), strict=True):
+                column.extend(part)
+        totals = [energy.folded(column) for column in columns]
+        count = len(totals[0])
+        noted = code.allocate(LANES * count, "int32", "bits")
+        todo = code.allocate(LANES * count, "int32", "todo")
+        work: Any = None
+        for n in range(count):
+            bits, left = self._decide([t[n] for t in totals])
+            code.store(noted, [n * LANES], bits, LANES)
+            code.store(todo, [n * LANES], left, LANES)
+            work = left if work is None else tirx.Max(work, left)
+        for i in range(height):
+            self._note(energy, noted, tile, i, width, stride, offset)
+        most = tirx.op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax", work)
+        with (
+            code.when(tirx.GE(most, tirx.const(0, "int32"))),
+            code.loop(height, "fy") as i,
+            code.loop(width, "fx") as j,
+        ):
+            y, x = self._place(tile, i, j, stride, offset)
+            wanted = load(todo, [energy.slot(i, j, width)], 1)
+            own = _own(tile, i, j)
+            if own is not None:
+                wanted = tirx.Select(own, wanted, tirx.const(-1, "int32"))
+            wanted = code.bind(wanted, "todo")
+            with code.when(tirx.EQ(wanted, tirx.const(0, "int32"))):
+                self._rewrite(y, x, 0, 0)
+            for few, shift in zip(self.choice.pool[:-1], self.choice.shifts[:-1], strict=True):
+                if few:
+                    with code.when(tirx.EQ(wanted, tirx.const(few, "int32"))):
+                        self._rewrite(y, x, few, shift)
 
-    def add(self, codes: Expr, slot: Expr, c: Expr, lanes: int) -> None:
-        """Add the channels ``c … c + lanes`` of the tile's pixel ``slot``; codes are int32."""
-        code = self.code
-        fine = code.bind(cast(codes, _F, lanes))
-        if self.mask is not None:
-            fine = code.bind(fine * load(self.mask, [c], lanes))
-        for (bits, shift), buffer in zip(self.candidates, self.sums, strict=True):
-            lost = fine if bits == 0 else code.bind(fine - narrow(fine, bits, shift, lanes))
-            index = [slot * LANES]
-            code.store(buffer, index, load(buffer, index, lanes) + lost * lost, lanes)
+    def _place(
+        self, tile: Tile, i: Expr, j: Expr, stride: tuple[int, int], offset: tuple[int, int]
+    ) -> tuple[Expr, Expr]:
+        return (tile.y + i) * stride[0] + offset[0], (tile.x + j) * stride[1] + offset[1]
 
-    def finish(self, y: Expr, x: Expr, slot: Expr) -> None:
-        """Decide at one pixel, note its bits in the map and rewrite its codes if need be."""
-        code = self.code
-        totals = [code.bind(self._total(buffer, slot), "e2") for buffer in self.sums]
-        bits = code.bind(self._decide(totals), "bits")
-        code.store(self.ctx.buffer(self.map.name), [0, y, x, 0], cast(bits, "uint8", 1), 1)
-        nonzero = tirx.NE(totals[0], tirx.const(0, "int32"))
-        with code.when(tirx.And(nonzero, tirx.EQ(bits, tirx.const(0, "int32")))):
-            self._rewrite(y, x, 0, 0)
-        for width, shift in zip(self.choice.pool[:-1], self.choice.shifts[:-1], strict=True):
-            if width:
-                with code.when(tirx.EQ(bits, tirx.const(width, "int32"))):
-                    self._rewrite(y, x, width, shift)
+    def _note(
+        self,
+        energy: Energy,
+        noted: Any,
+        tile: Tile,
+        i: int,
+        width: int,
+        stride: tuple[int, int],
+        offset: tuple[int, int],
+    ) -> None:
+        """Store a row of bits to the map."""
+        code, buffer = self.code, self.ctx.buffer(self.map.name)
+        y, x = self._place(tile, i, 0, stride, offset)
+        if stride[1] == 1 and _own(tile, i, 0) is None:
+            # A map has one channel: pixels of a row are contiguous.
+            row = cast(load(noted, [energy.slot(i, 0, width)], width), "uint8", width)
+            code.store(buffer, [0, y, 0, x], row, width)
+            return
+        with code.loop(width, "fx") as j:
+            one = cast(load(noted, [energy.slot(i, j, width)], 1), "uint8", 1)
+            own = _own(tile, i, j)
+            with nullcontext() if own is None else code.when(own):
+                code.store(buffer, [0, y, x + j * stride[1], 0], one, 1)
 
-    def _total(self, buffer: Any, slot: Expr) -> Expr:
-        lanes = cast(load(buffer, [slot * LANES], LANES), "int32", LANES)
-        return tirx.op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", lanes)
-
-    def _decide(self, totals: list[Any]) -> Expr:
-        """Return the pixel's bits from the squared losses of the candidates."""
+    def _decide(self, totals: list[Any]) -> tuple[Expr, Expr]:
+        """Return the bits of 16 pixels, and which codes to rewrite: −1 none, else to what bits."""
         code, ctx = self.code, self.ctx
         pool = self.choice.pool
         own = totals if pool[0] == 0 else totals[1:]
-        roots = [code.bind(_root(t), "r") for t in own]
-        roots.append(tirx.const(0.0, _F))
+        roots = [code.hold(_roots(t), _F, LANES) for t in own]
+        roots.append(constant(0.0, _F, LANES))
         assert ctx.sparse is not None
-        threshold = code.bind(load(ctx.sparse.thresholds, [self.choice.threshold], 1), "tau")
-        none = tirx.const(0, "int32")
-        finest = tirx.Select(tirx.EQ(totals[0], none), none, tirx.const(pool[-1], "int32"))
-        bits: Expr = finest
+        limit = load(ctx.sparse.thresholds, [self.choice.threshold], 1)
+        threshold = code.bind(splat(limit, LANES), "tau")
+        none = constant(0, "int32", LANES)
+        finest = constant(pool[-1], "int32", LANES)
+        empty = tirx.EQ(totals[0], none)
+        bits = tirx.Select(empty, none, finest)
         for i in range(len(own) - 1, -1, -1):
-            left = tirx.const(pool[i], "int32")
+            left = constant(pool[i], "int32", LANES)
             if pool[i]:
                 # Nothing is left of a pixel that loses as much as by dropping it.
                 left = tirx.Select(tirx.EQ(own[i], totals[0]), none, left)
-            bits = tirx.Select(roots[i] - roots[i + 1] < threshold, left, bits)
-        return bits
+            enough = roots[i] - roots[i + 1] < threshold
+            bits = code.hold(tirx.Select(enough, left, bits), "int32", LANES)
+        kept = tirx.Or(tirx.EQ(bits, finest), empty)
+        todo = tirx.Select(kept, constant(-1, "int32", LANES), bits)
+        return bits, code.hold(todo, "int32", LANES)
 
     def _rewrite(self, y: Expr, x: Expr, bits: int, shift: int) -> None:
         ctx, code, spec = self.ctx, self.code, self.spec
@@ -131,5 +158,24 @@ class Chooser:
                 code.store(buffer, index, cast(value, spec.dtype, lanes), lanes)
 
 
-def _root(total: Expr) -> Expr:
-    return intrinsic("llvm.sqrt", _F, 1, tirx.Cast(vector_type(_F, 1), total))
+def _own(tile: Tile, i: Expr, j: Expr) -> Expr | None:
+    """Return whether no tile before has pixel (i, j), too; None if none can have it.
+
+    Codes that have been rewritten must not be decided on again.
+    """
+    conditions = [
+        tirx.GE(_value(index), before)
+        for index, before in ((i, tile.before_y), (j, tile.before_x))
+        if not isinstance(before, int)
+    ]
+    if not conditions:
+        return None
+    return conditions[0] if len(conditions) == 1 else tirx.And(*conditions)
+
+
+def _value(index: Expr) -> Any:
+    return tirx.const(index, "int32") if isinstance(index, int) else index
+
+
+def _roots(totals: Expr) -> Expr:
+    return intrinsic("llvm.sqrt", _F, LANES, cast(totals, _F, LANES))

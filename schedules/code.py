@@ -85,6 +85,16 @@ class Code:
         self._scopes[-1].append(tirx.Bind(var, value))
         return var
 
+    def hold(self, value: Expr, dtype: str, lanes: int) -> Expr:
+        """Name a vector by way of the stack, where LLVM keeps it in a register.
+
+        TVM's simplifier copies bound values into their uses, which doubles with every level of a
+        tree whose nodes are used twice.
+        """
+        buffer = self.allocate(lanes, dtype, "h")
+        self.store(buffer, [0], value, lanes)
+        return load(buffer, [0], lanes)
+
     def store(self, buffer: Any, index: Sequence[Expr], value: Expr, lanes: int) -> None:
         """Store ``lanes`` consecutive elements, the first of them at ``index``."""
         self._scopes[-1].append(tirx.BufferStore(buffer, value, _span(index, lanes)))

@@ -57,12 +57,12 @@ def _emit_changed(ctx: Context, dot: Dot, epilogue: Epilogue) -> None:
             continue
         height, width = min(ctx.decision.tile_y, rows), min(ctx.decision.tile_x, columns)
         windows = partial(convolution, ctx.kernel, phase, height=height, width=width)
-        with changed_tiles(ctx, rows, columns, height, width, windows) as tile:
-            epilogue.begin(height * width)
+        lie = ((sy, sx), (phase.oy, phase.ox))
+        finish = epilogue.finisher(height, width, *lie)
+        with changed_tiles(ctx, rows, columns, height, width, windows, *lie, finish) as tile:
             for part in parts:
                 with ctx.code.loop(part.block.count, "o") as o:
                     part.tile(o, tile.y, tile.x, height, width, tile.active)
-            epilogue.finish_tile(tile, height, width, (sy, sx), (phase.oy, phase.ox))
 
 
 def _emit_rows(ctx: Context, block: ChannelBlock, rows: int, parts: list[_PhaseBlock]) -> None:

@@ -30,12 +30,12 @@ def emit_depthwise(ctx: Context) -> None:
         blocks = [_Block(ctx, epilogue, phase, b, width) for b in ctx.channel_blocks(1)]
         if ctx.kernel.sparse is not None:
             windows = partial(convolution, ctx.kernel, phase, height=1, width=width)
-            with changed_tiles(ctx, rows, columns, 1, width, windows) as tile:
-                epilogue.begin(width)
+            lie = (anchor.out_stride, (phase.oy, phase.ox))
+            finish = epilogue.finisher(1, width, *lie)
+            with changed_tiles(ctx, rows, columns, 1, width, windows, *lie, finish) as tile:
                 for block in blocks:
                     with ctx.code.loop(block.block.count, "c") as o:
                         block.work(o, tile.y, tile.x, tile.active)
-                epilogue.finish_tile(tile, 1, width, anchor.out_stride, (phase.oy, phase.ox))
             continue
         for block in blocks:
             with (

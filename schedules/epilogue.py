@@ -25,7 +25,7 @@ from resq_tvm.schedules.code import (
     vector_type,
 )
 from resq_tvm.schedules.context import LANES, Context, at, pad_channels
-from resq_tvm.schedules.sparse import Tile, mark
+from resq_tvm.schedules.sparse import Tile
 from resq_tvm.schedules.spec import Node, Store, TensorSpec
 
 _MAGIC_BITS = int(np.float32(vecmath.MAGIC).view(np.int32))
@@ -107,65 +107,32 @@ class Epilogue:
             with self.code.loop(columns, "j") as j:
                 y, x = position(i, j)
                 value = load(spill, [(j + i * columns) * LANES], lanes)
-                self.pixel(value, y, x, c, lanes, j + i * columns)
+                self.pixel(value, y, x, c, lanes)
 
-    def begin(self, pixels: int) -> None:
-        """Prepare for a tile of so many pixels, of which all channels follow."""
-        for chooser in self.choosers.values():
-            chooser.begin(pixels)
-
-    def finish(self, y: Expr, x: Expr, active: Expr, width: int, slot: Expr = 0) -> None:
-        """End ``width`` pixels of a row: choose their bits, mark them in the maps.
-
-        Parameters
-        ----------
-        y, x : Expr
-            The first pixel; the others follow to the right.
-        active : Expr
-            Whether their tile changed (int32).
-        slot : Expr
-            The first pixel's number in the tile.
-        """
-        for chooser in self.choosers.values():
-            with self.code.loop(width, "f") as j:
-                chooser.finish(y, x + j, slot + j)
-        self.mark_plain(y, x, active, width)
-
-    def mark_plain(self, y: Expr, x: Expr, active: Expr, width: int) -> None:
-        """Mark pixels in the maps of outputs that have no bits of their own."""
-        sparse = self.ctx.kernel.sparse
-        assert sparse is not None
-        plain = {m.name: m for name, m in sparse.out_maps.items() if name not in self.choosers}
-        for seen in plain.values():
-            if sparse.gate_map is None or seen.name != sparse.gate_map.name:
-                mark(self.ctx, seen, y, x, width, active)
-
-    def finish_tile(
+    def finisher(
         self,
-        tile: Tile,
         height: int,
         width: int,
         stride: tuple[int, int] = (1, 1),
         offset: tuple[int, int] = (0, 0),
-    ) -> None:
-        """End a tile of a plane whose pixels lie ``stride`` apart in the output."""
-        for i in range(height):
-            y = (tile.y + i) * stride[0] + offset[0]
-            if stride[1] == 1:
-                self.finish(y, tile.x + offset[1], tile.active, width, i * width)
-                continue
-            with self.code.loop(width, "f") as j:
-                x = (tile.x + j) * stride[1] + offset[1]
-                self.finish(y, x, tile.active, 1, j + i * width)
+    ) -> Callable[[Tile], None] | None:
+        """Return what ends a tile: the choice of its pixels' bits; None without a choice.
 
-    def pixel(
-        self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int, slot: Expr = 0
-    ) -> None:
+        The tile's pixels lie ``stride`` apart in the output, the first at ``offset``.
+        """
+        if not self.choosers:
+            return None
+
+        def finish(tile: Tile) -> None:
+            for chooser in self.choosers.values():
+                chooser.finish(tile, (height, width), stride, offset)
+
+        return finish
+
+    def pixel(self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
         """Evaluate the nodes at one pixel and store; `channels` must have been called."""
         values = self.evaluate(self.live, anchor, y, x, c, lanes)
         for store in self.ctx.kernel.stores:
-            if store.name in self.choosers:
-                self.choosers[store.name].add(values[store.node], slot, c, lanes)
             self._store(store.node, store.name, values, (y, x, c), lanes)
 
     def evaluate(

@@ -39,13 +39,13 @@ def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phas
     sy, sx = anchor.out_stride
     if kernel.sparse is not None:
         windows = partial(convolution, kernel, phase, height=1, width=1)
-        loops: Any = changed_tiles(ctx, rows, columns, 1, 1, windows)
+        lie = ((sy, sx), (phase.oy, phase.ox))
+        finish = epilogue.finisher(1, 1, *lie)
+        loops: Any = changed_tiles(ctx, rows, columns, 1, 1, windows, *lie, finish)
     else:
         loops = every_pixel(ctx, rows, columns)
     with loops as pixel:
         i, j = pixel.y, pixel.x
-        if kernel.sparse is not None:
-            epilogue.begin(1)
         for block in ctx.channel_blocks(1):
             with code.loop(block.count, "c") as o:
                 vector = o + block.start
@@ -58,8 +58,6 @@ def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phas
                 epilogue.channels(c, lanes)
                 value = first_lanes(load(acc, [0], LANES), lanes)
                 epilogue.pixel(value, i * sy + phase.oy, j * sx + phase.ox, c, lanes)
-        if kernel.sparse is not None:
-            epilogue.finish(i * sy + phase.oy, j * sx + phase.ox, pixel.active, 1)
 
 
 def _is_depthwise(anchor: FloatConv) -> bool:

@@ -76,6 +76,10 @@ def _mark_block(ctx: Context, y: Expr, x: Expr, changed: Expr) -> None:
                 mark(ctx, seen, y + r, x + q, 1, changed)
 
 
+def _index(value: Expr) -> Any:
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
 class _Energy:
     """Sums of squares of a block's differences, four pixels or one vector at a time."""
 
@@ -86,7 +90,10 @@ class _Energy:
         self.args = ctx.kernel.nodes[index].args
         self.wanted = epilogue.needed(list(self.args))
         self.packed = isinstance(epilogue, PackedEpilogue)
+        self.flat = self._is_flat()
         lanes = np.arange(LANES)
+        if self.flat:
+            return
         if self.packed:
             self.mask = ctx.constant("m", (lanes % PACK < ctx.kernel.c).astype(np.float32))
             self.pixel = ctx.constant("px", (lanes // PACK).astype(np.int32))
@@ -94,13 +101,29 @@ class _Energy:
             valid = np.arange(ctx.vectors * LANES) < ctx.kernel.c
             self.mask = ctx.constant("m", valid.astype(np.float32))
 
+    def _is_flat(self) -> bool:
+        """Whether a block's row is one run of values in memory, all of them treated alike."""
+        kernel = self.ctx.kernel
+        nodes = [kernel.nodes[i] for i in self.wanted]
+        loaded = [kernel.tensor(n.name) for n in nodes if n.op == "load"]
+        return (
+            self.packed
+            and kernel.w % self.gate.block == 0
+            and all(t.c_phys == t.c == kernel.c for t in loaded)
+            and all(n.op != "vector" for n in nodes)
+        )
+
     def block(self, y0: Expr, x0: Expr) -> Expr:
         """Return a block's energy (int32)."""
         code, kernel, size = self.ctx.code, self.ctx.kernel, self.gate.block
         acc = code.allocate(LANES, _F, "e")
         code.store(acc, [0], constant(0.0, _F, LANES), LANES)
         with code.loop(_rest(kernel.h, y0, size), "r") as r:
-            if self.packed:
+            if self.flat:
+                extent = size * kernel.c
+                for start in range(0, extent, LANES):
+                    self._add(acc, y0 + r, x0, start, min(LANES, extent - start), None)
+            elif self.packed:
                 for q in range(0, size, PACK):
                     self._four(acc, y0 + r, x0 + q)
             else:
@@ -114,10 +137,11 @@ class _Energy:
         """Add four pixels; of the last ones of a row only those that no vector before had."""
         code, kernel = self.ctx.code, self.ctx.kernel
         mask = load(self.mask, [0], LANES)
-        if kernel.w % self.gate.block == 0:
-            self._add(acc, y, x, 0, LANES, mask)
+        if kernel.w % PACK == 0 and self.gate.block % PACK == 0:
+            with code.when(_index(x) < kernel.w):
+                self._add(acc, y, x, 0, LANES, mask)
             return
-        position = tirx.const(x, "int32") if isinstance(x, int) else x
+        position = _index(x)
         with code.when(position < kernel.w):
             start = code.bind(tirx.Min(position, tirx.const(kernel.w - PACK, "int32")))
             fresh = load(self.pixel, [0], LANES) >= splat(position - start, LANES)
@@ -131,13 +155,18 @@ class _Energy:
                 c = (i + block.start) * LANES
                 self._add(acc, y, x, c, lanes, load(self.mask, [c], lanes))
 
-    def _add(self, acc: Any, y: Expr, x: Expr, c: Expr, lanes: int, mask: Expr) -> None:
+    def _add(self, acc: Any, y: Expr, x: Expr, c: Expr, lanes: int, mask: Expr | None) -> None:
         code = self.ctx.code
+        if isinstance(self.epilogue, PackedEpilogue):
+            self.epilogue.spread = not self.flat
         self.epilogue.channels(c, lanes)
         values = self.epilogue.evaluate(self.wanted, None, y, x, c, lanes)
+        if isinstance(self.epilogue, PackedEpilogue):
+            self.epilogue.spread = True
         new, key = (values[a] for a in self.args)
         scaled = fence(tirx.Sub(new, key) * constant(self.gate.reciprocal, _F, lanes), lanes)
         clamped = clamp(scaled, -_CLAMP, _CLAMP, lanes)
         shifted = fence(clamped + constant(MAGIC, _F, lanes), lanes)
-        codes = code.bind((shifted - constant(MAGIC, _F, lanes)) * mask)
+        rounded = shifted - constant(MAGIC, _F, lanes)
+        codes = code.bind(rounded if mask is None else rounded * mask)
         code.store(acc, [0], load(acc, [0], lanes) + codes * codes, lanes)

@@ -106,12 +106,12 @@ def _emit_changed(
         _Block(ctx, epilogue, phase, plan, block, tile, order) for block in ctx.channel_blocks(1)
     ]
     windows = partial(convolution, ctx.kernel, phase, height=height, width=width)
-    with changed_tiles(ctx, *plane, height, width, windows) as at:
-        epilogue.begin(height * width)
+    lie = (anchor.out_stride, (phase.oy, phase.ox))
+    finish = epilogue.finisher(height, width, *lie)
+    with changed_tiles(ctx, *plane, height, width, windows, *lie, finish) as at:
         for part in blocks:
             with ctx.code.loop(part.block.count, "o") as o:
                 part.work(o, at.y, at.x, at.active)
-        epilogue.finish_tile(at, height, width, anchor.out_stride, (phase.oy, phase.ox))
 
 
 class _Block:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from resq_tvm.schedules.choose import Chooser, narrow
+from resq_tvm.schedules.choose import Chooser
 from resq_tvm.schedules.code import Expr, cast, constant, intrinsic, load, splat
 from resq_tvm.schedules.context import LANES, Context
+from resq_tvm.schedules.energy import narrow
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.spec import Store, TensorSpec
 
@@ -80,7 +81,12 @@ class PackedChooser(Chooser):
 
 
 class PackedEpilogue(Epilogue):
-    """An epilogue whose vectors are four pixels side by side."""
+    """An epilogue whose vectors are four pixels side by side.
+
+    Without ``spread``, vectors are runs of values as they lie in memory.
+    """
+
+    spread = True
 
     def _layout_vector(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.tile(np.pad(array, (0, _SLOT - array.size)), PACK)
@@ -97,9 +103,7 @@ class PackedEpilogue(Epilogue):
         spread = tirx.Shuffle([flags] * PACK, [p for p in range(PACK) for _ in range(_SLOT)])
         return tirx.NE(spread, constant(0, "uint8", LANES))
 
-    def pixel(
-        self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int, slot: Expr = 0
-    ) -> None:
+    def pixel(self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
         """Evaluate the nodes at four pixels, choose their bits, and store."""
         values = self.evaluate(self.live, anchor, y, x, c, lanes)
         for store in self.ctx.kernel.stores:
@@ -109,11 +113,9 @@ class PackedEpilogue(Epilogue):
                 own[store.node] = chooser.select(values[store.node], y, x)
             self._store(store.node, store.name, own, (y, x, c), lanes)
 
-    def finish(self, y: Expr, x: Expr, active: Expr, width: int, slot: Expr = 0) -> None:
-        """Mark four pixels in the maps that have no bits."""
-        self.mark_plain(y, x, active, width)
-
     def _fetch(self, spec: TensorSpec, index: list[Expr], lanes: int) -> Expr:
+        if not self.spread:
+            return super()._fetch(spec, index, lanes)
         width = spec.c_phys
         value = super()._fetch(spec, index, PACK * width)
         if width == _SLOT:

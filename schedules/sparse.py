@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -28,11 +29,16 @@ Windows = Callable[[Expr, Expr], Sequence[Window]]
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile to work on: its first row and column, and whether it changed (int32: 1, else 0)."""
+    """A tile to work on: its first row and column, and whether it changed (int32: 1, else 0).
+
+    Its first ``before_y`` rows and ``before_x`` columns belong to the tiles before it.
+    """
 
     y: Expr
     x: Expr
     active: Expr
+    before_y: Expr = 0
+    before_x: Expr = 0
 
 
 def begin(ctx: Context) -> None:
@@ -45,9 +51,19 @@ def begin(ctx: Context) -> None:
 
 @contextmanager
 def changed_tiles(
-    ctx: Context, rows: int, columns: int, tile_y: int, tile_x: int, windows: Windows
+    ctx: Context,
+    rows: int,
+    columns: int,
+    tile_y: int,
+    tile_x: int,
+    windows: Windows,
+    stride: tuple[int, int] = (1, 1),
+    offset: tuple[int, int] = (0, 0),
+    finish: Callable[[Tile], None] | None = None,
 ) -> Iterator[Tile]:
     """Nest what follows in a loop over the tiles of a plane that need work.
+
+    The maps of outputs without bits of their own are marked on the way.
 
     Parameters
     ----------
@@ -55,6 +71,11 @@ def changed_tiles(
         The plane and its tiles; the last ones overlap their neighbours.
     windows : callable
         Maps a tile's first row and column to what it depends on.
+    stride, offset : tuple of int
+        Where the plane's pixels lie in the output.
+    finish : callable, optional
+        Emits what follows when all tiles are done, tile by tile in a second loop: what has just
+        been stored in small pieces cannot be loaded in large ones without a stall.
     """
     code, sparse, buffers = ctx.code, ctx.kernel.sparse, ctx.sparse
     assert sparse is not None and buffers is not None
@@ -71,22 +92,51 @@ def changed_tiles(
             active = code.bind(_any(ctx, windows(y, x)), "act")
         index = [position + first]
         before = code.bind(cast(load(buffers.tiles, index, 1), "int32", 1), "was")
+        used = code.bind((before + 1) >> one, "used")  # 1 also of a tile to be refreshed: 2
         code.store(buffers.tiles, index, cast(active, "uint8", 1), 1)
+        plain = _plain_maps(ctx)
+        if plain:
+            # Tiles that stay as they were are marked already.
+            with code.when(tirx.NE(active, before)):
+                y, x = overlap(i, tile_y, rows), overlap(j, tile_x, columns)
+                for seen in plain:
+                    _mark_tile(ctx, seen, (y, x), (tile_y, tile_x), stride, offset, active)
         n = code.bind(load(count, [0], 1), "n")
         # Written at every tile and overwritten by the next one where there is nothing to do.
         code.store(buffers.list, [n], position * 2 + active, 1)
-        code.store(count, [0], n + (active | before), 1)
-        for row, value in ((0, active), (1, before & (active ^ one))):
+        code.store(count, [0], n + (active | used), 1)
+        for row, value in ((0, active), (1, used & (active ^ one))):
             at = [2 * sparse.index + row]
             code.store(buffers.counts, at, load(buffers.counts, at, 1) + value, 1)
     total = code.bind(load(count, [0], 1), "total")
+    walk = partial(_walk, ctx, total, (rows, columns), (tile_y, tile_x))
+    with walk() as tile:
+        yield tile
+    if finish is not None:
+        with walk() as tile:
+            finish(tile)
+
+
+@contextmanager
+def _walk(
+    ctx: Context, total: Expr, plane: tuple[int, int], size: tuple[int, int]
+) -> Iterator[Tile]:
+    """Nest what follows in a loop over the list of tiles."""
+    code, buffers = ctx.code, ctx.sparse
+    assert buffers is not None
+    (rows, columns), (tile_y, tile_x) = plane, size
+    across = ceil_div(columns, tile_x)
+    one = tirx.const(1, "int32")
     with code.loop(total, "p", ctx.decision.parallel) as p:
         entry = code.bind(load(buffers.list, [p], 1), "entry")
         position = code.bind(entry >> one, "tile")
-        y = overlap(tirx.floordiv(position, across) if across > 1 else position, tile_y, rows)
-        x = overlap(tirx.floormod(position, across) if across > 1 else 0, tile_x, columns)
-        bound = [v if isinstance(v, int) else code.bind(v, "at") for v in (y, x)]
-        yield Tile(bound[0], bound[1], code.bind(entry & one, "active"))
+        i = tirx.floordiv(position, across) if across > 1 else position
+        j = tirx.floormod(position, across) if across > 1 else 0
+        y = code.bind(overlap(i, tile_y, rows), "at")
+        x = code.bind(overlap(j, tile_x, columns), "at")
+        before_y = 0 if rows % tile_y == 0 else i * tile_y - y
+        before_x = 0 if columns % tile_x == 0 else j * tile_x - x
+        yield Tile(y, x, code.bind(entry & one, "active"), before_y, before_x)
 
 
 @contextmanager
@@ -95,6 +145,33 @@ def every_pixel(ctx: Context, rows: int, columns: int) -> Iterator[Tile]:
     code = ctx.code
     with code.loop(rows, "y", ctx.decision.parallel) as y, code.loop(columns, "x") as x:
         yield Tile(y, x, tirx.const(1, "int32"))
+
+
+def _plain_maps(ctx: Context) -> list[TensorSpec]:
+    """Return the maps of outputs that have no bits of their own; a gate's map is made before."""
+    sparse = ctx.kernel.sparse
+    assert sparse is not None
+    chosen = {s.name for s in ctx.kernel.stores if s.choice is not None}
+    plain = {m.name: m for name, m in sparse.out_maps.items() if name not in chosen}
+    return [m for m in plain.values() if sparse.gate_map is None or m.name != sparse.gate_map.name]
+
+
+def _mark_tile(
+    ctx: Context,
+    seen: TensorSpec,
+    at: tuple[Expr, Expr],
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    offset: tuple[int, int],
+    value: Expr,
+) -> None:
+    for i in range(size[0]):
+        y = (at[0] + i) * stride[0] + offset[0]
+        if stride[1] == 1:
+            mark(ctx, seen, y, at[1] + offset[1], size[1], value)
+            continue
+        with ctx.code.loop(size[1], "m") as j:
+            mark(ctx, seen, y, (at[1] + j) * stride[1] + offset[1], 1, value)
 
 
 def mark(ctx: Context, seen: TensorSpec, y: Expr, x: Expr, width: int, value: Expr) -> None:

@@ -37,13 +37,13 @@ def over_output(ctx: Context, value: Value, depends: Reach | None = None) -> Non
     kernel, code = ctx.kernel, ctx.code
     epilogue = Epilogue(ctx)
 
-    def pixel(y: Expr, x: Expr, slot: Expr = 0) -> None:
+    def pixel(y: Expr, x: Expr) -> None:
         for block in ctx.channel_blocks(1):
             with code.loop(block.count, "c") as i:
                 c = (i + block.start) * LANES
                 (lanes,) = block.lanes
                 epilogue.channels(c, lanes)
-                epilogue.pixel(value(y, x, c, lanes), y, x, c, lanes, slot)
+                epilogue.pixel(value(y, x, c, lanes), y, x, c, lanes)
 
     if kernel.sparse is None:
         with (
@@ -56,11 +56,11 @@ def over_output(ctx: Context, value: Value, depends: Reach | None = None) -> Non
         emit_gate(ctx, epilogue)
     width = min(_RUN, kernel.w)
     windows = _windows(kernel, width, depends)
-    with changed_tiles(ctx, kernel.h, kernel.w, 1, width, windows) as tile:
-        epilogue.begin(width)
+    finish = epilogue.finisher(1, width)
+    tiles = changed_tiles(ctx, kernel.h, kernel.w, 1, width, windows, finish=finish)
+    with tiles as tile:
         with code.loop(width, "j") as j:
-            pixel(tile.y, tile.x + j, j)
-        epilogue.finish(tile.y, tile.x, tile.active, width)
+            pixel(tile.y, tile.x + j)
 
 
 def _windows(kernel: FusedKernel, width: int, depends: Reach | None) -> Windows:
@@ -88,7 +88,6 @@ def emit_walk(ctx: Context) -> None:
                 epilogue.channels(0, LANES)
                 x = tile.x + overlap(j, PACK, width)
                 epilogue.pixel(None, tile.y, x, 0, LANES)
-                epilogue.finish(tile.y, x, tile.active, PACK)
         return
     with (
         code.loop(kernel.h, "y", ctx.decision.parallel) as y,

@@ -245,8 +245,8 @@ class Sparse:
     other unchanged tile still holds that value and is left alone.
 
     The PrimFunc's parameters are: inputs, maps of inputs, thresholds, packed constants, outputs,
-    maps of outputs, the kernel's tiles (uint8: which were computed), the list of tiles (int32
-    scratch), the counts (int32: computed and reset tiles of every kernel).
+    maps of outputs, the kernel's tiles (uint8: 1 computed, 2 without content, else 0), the list of
+    tiles (int32 scratch), the counts (int32: computed and reset tiles of every kernel).
 
     Attributes
     ----------
