@@ -231,7 +231,7 @@ class _Reader:
         if name == policy.CHOOSE:
             choice = policy.choice_of(call)
             index = self.thresholds.add(var.name, choice.threshold)
-            self.choices[var] = Choice(choice.pool, choice.shifts, index)
+            self.choices[var] = Choice(choice.pool, choice.shifts, index, policy.keep_of(call))
             self.index[var] = self._value(call.args[1])
             return
         if name == policy.GATE:

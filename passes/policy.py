@@ -3,10 +3,12 @@
 The function attribute ``resq.dynamic`` (JSON text) holds, for a scheme with pools of bits::
 
     {"choices": {"<value>:<pool>": {"shifts": [8, 4, 0], "tau": 3e-4}},
-     "gates":   {"<input>": {"scale": 0.004, "threshold": 12.0, "block": 8, "reach": 1}}}
+     "gates":   {"<input>": {"scale": 0.004, "threshold": 12.0, "block": 8, "reach": 1}},
+     "budget":  0.25}
 
 A *choice* belongs to one quantized value (the pieces of a concatenation decide by themselves);
-``shifts[i]`` says that the i-th bits of the pool have the step ``2**shift`` of the finest.
+``shifts[i]`` says that the i-th bits of the pool have the step ``2**shift`` of the finest. The
+budget, if there is one, is the share of 8 × 8 blocks of any value that may differ from zero.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from resq_tvm.passes.graph import (
     shape_of,
 )
 from resq_tvm.passes.weights import quantize_weight
+from resq_tvm.schedules.spec import BUDGET_BLOCK
 from resq_tvm.scheme import Scheme
 
 CHOOSE, GATE = "resq.choose", "resq.gate"
@@ -45,11 +48,14 @@ class Choice:
         Step of each, as a power of two of the finest's; the last is 0.
     threshold : float
         T of the policy, in units of the finest codes: ``tau / (scale · ||w||)``, a float32.
+    budget : float
+        Share of the blocks of the plane that are kept at most, the strongest; 0: all.
     """
 
     pool: tuple[int, ...]
     shifts: tuple[int, ...]
     threshold: float
+    budget: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,13 +87,27 @@ def choose(codes: Any, choice: Choice) -> Any:
         relax.const(np.float32(choice.threshold)),
         relax.const(np.asarray(choice.pool, np.int32)),
         relax.const(np.asarray(choice.shifts, np.int32)),
+        relax.const(np.int32(blocks_kept(codes, choice.budget))),
     )
 
 
+def blocks_kept(codes: Any, budget: float) -> int:
+    """Return how many blocks of a value a budget keeps; 0 where it keeps all."""
+    shape = shape_of(codes)
+    if not budget or len(shape) != 4:
+        return 0
+    return max(1, int(budget * -(-shape[1] // BUDGET_BLOCK) * -(-shape[2] // BUDGET_BLOCK)))
+
+
 def choice_of(call: Any) -> Choice:
-    """Read a call that `choose` made."""
+    """Read a call that `choose` made, but for its budget (see `keep_of`)."""
     pool, shifts = (tuple(int(v) for v in const_value(a)) for a in call.args[3:5])
     return Choice(pool, shifts, imm_value(call.args[2]))
+
+
+def keep_of(call: Any) -> int:
+    """Return how many blocks a call that `choose` made keeps at most; 0: all."""
+    return int(imm_value(call.args[5]))
 
 
 def gate(x: Any, key: Any, settings: Gate) -> Any:

@@ -140,6 +140,11 @@ class Chooser:
         todo = tirx.Select(kept, constant(-1, "int32", LANES), bits)
         return bits, code.hold(todo, "int32", LANES)
 
+    def clear(self, y: Expr, x: Expr) -> None:
+        """Drop a pixel after all."""
+        self.ctx.code.store(self.ctx.buffer(self.map.name), [0, y, x, 0], tirx.const(0, "uint8"), 1)
+        self._rewrite(y, x, 0, 0)
+
     def _rewrite(self, y: Expr, x: Expr, bits: int, shift: int) -> None:
         ctx, code, spec = self.ctx, self.code, self.spec
         zero = ctx.kernel.code.zero_point

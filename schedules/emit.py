@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
+from resq_tvm.schedules.budget import emit_budget
 from resq_tvm.schedules.context import Context
 from resq_tvm.schedules.conv import emit_conv
 from resq_tvm.schedules.decision import Decision
@@ -80,6 +81,8 @@ def emit(
         _CONVOLUTIONS[decision.method](ctx)
     else:
         _EMITTERS[type(kernel.anchor)](ctx)
+    for chooser in ctx.choosers:
+        emit_budget(ctx, chooser)
     if kernel.sparse is None:  # the outputs of a sparse kernel are kept, halos with them
         for spec in kernel.outputs:
             emit_halo(ctx, spec)

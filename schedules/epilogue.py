@@ -51,6 +51,7 @@ class Epilogue:
         self._shared: dict[int, Expr] = {}
         stores = ctx.kernel.stores
         self.choosers = {s.name: self._chooser(s) for s in stores if s.choice is not None}
+        ctx.choosers = list(self.choosers.values())
 
     def _chooser(self, store: Store) -> Chooser:
         return Chooser(self.ctx, store)

@@ -89,7 +89,7 @@ def changed_tiles(
         active = one
         if not sparse.everywhere:
             y, x = overlap(i, tile_y, rows), overlap(j, tile_x, columns)
-            active = code.bind(_any(ctx, windows(y, x)), "act")
+            active = code.bind(any_changed(ctx, windows(y, x)), "act")
         index = [position + first]
         before = code.bind(cast(load(buffers.tiles, index, 1), "int32", 1), "was")
         used = code.bind((before + 1) >> one, "used")  # 1 also of a tile to be refreshed: 2
@@ -182,7 +182,7 @@ def mark(ctx: Context, seen: TensorSpec, y: Expr, x: Expr, width: int, value: Ex
     ctx.code.store(ctx.buffer(seen.name), [0, y, 0, x], spread, width)
 
 
-def _any(ctx: Context, windows: Sequence[Window]) -> Expr:
+def any_changed(ctx: Context, windows: Sequence[Window]) -> Expr:
     """Return 1 if any pixel of the windows changed, else 0."""
     code = ctx.code
     seen: Any = None

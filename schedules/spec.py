@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from resq_tvm.targets.preset import CodeFormat
 
 __all__ = [
+    "BUDGET_BLOCK",
     "Anchor",
     "Choice",
     "CodeFormat",
@@ -46,6 +47,9 @@ __all__ = [
     "Walk",
     "Window",
 ]
+
+
+BUDGET_BLOCK = 8  # pixels: side of the blocks that a budget counts
 
 
 @dataclass(frozen=True)
@@ -205,12 +209,14 @@ class Node:
 class Choice:
     """Codes get the fewest bits that do, pixel by pixel (`resq_tvm.reference.ops_policy`).
 
-    ``threshold`` is an index into the program's thresholds.
+    ``threshold`` is an index into the program's thresholds. ``keep`` is how many blocks of the
+    plane may hold codes at most; 0: all.
     """
 
     pool: tuple[int, ...]
     shifts: tuple[int, ...]
     threshold: int
+    keep: int = 0
 
 
 @dataclass(frozen=True)

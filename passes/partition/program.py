@@ -63,7 +63,10 @@ class Settings:
                         tau = np.float32(entry["tau"])
                         threshold = tau / np.float32(scale * max(norms[name], 1e-30))
                         self.choices[name] = Choice(
-                            point.pool, tuple(entry["shifts"]), float(np.float32(threshold))
+                            point.pool,
+                            tuple(entry["shifts"]),
+                            float(np.float32(threshold)),
+                            float(dynamic.get("budget") or 0.0),
                         )
         if not self.choices:
             self.gates = {}  # a residual program without layers is not executed by tiles

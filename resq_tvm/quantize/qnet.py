@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_tensors
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from resq_tvm.errors import ArtifactError
+from resq_tvm.errors import ArtifactError, ConfigError
 from resq_tvm.files import atomic_folder
 from resq_tvm.network import Network, TensorInfo
 from resq_tvm.passes.graph import const_value
@@ -84,6 +84,7 @@ class _Dynamic(_Strict):
 
     choices: dict[str, _Choice]
     gates: dict[str, _Gate]
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class _Hashes(_Strict):
@@ -155,6 +156,31 @@ class QuantizedNetwork:
     def period(self) -> int:
         """A keyframe every this many frames."""
         return int(self.options["period"])
+
+    def with_tile_budget(self, budget: float | None) -> QuantizedNetwork:
+        """Return the network with a bound on the tiles that residual frames compute.
+
+        Parameters
+        ----------
+        budget : float or None
+            Share of the 8 × 8 blocks of any value's residual that is kept at most, the strongest
+            of every frame; None: no bound.
+
+        Raises
+        ------
+        ConfigError
+            If the budget is not within ``(0, 1]`` or the scheme has no pools of bits.
+        """
+        if self.dynamic is None:
+            raise ConfigError(
+                f"a tile budget needs a scheme with a pool of bits, this one is {self.scheme!r}; "
+                "calibrate with for example W8A8->W8A{0,8}"
+            )
+        if budget is not None and not 0 < budget <= 1:
+            raise ConfigError(f"tile budget {budget} is out of range; use a share up to 1")
+        text = json.dumps({**self.dynamic, "budget": budget})
+        main = self.module["main"].with_attr("resq.dynamic", text)
+        return replace(self, network=replace(self.network, module=tvm.IRModule({"main": main})))
 
     def _attribute(self, key: str) -> Any:
         return json.loads(str(self.module["main"].attrs[key]))

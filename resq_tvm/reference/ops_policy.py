@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from resq_tvm.passes.graph import const_value, imm_value
-from resq_tvm.passes.policy import gate_of
+from resq_tvm.passes.policy import gate_of, keep_of
 from resq_tvm.reference.operands import Builder, Kernel
+from resq_tvm.schedules.spec import BUDGET_BLOCK
 from resq_tvm.scheme import code_limit
 
 _EXACT_FLOAT32 = 1040  # channels whose squared codes sum up to less than 2^24
@@ -67,14 +68,51 @@ def choose_bits(
     return result, bits
 
 
+def strongest_blocks(codes: torch.Tensor, keep: int) -> torch.Tensor:
+    """Return which pixels lie in the blocks that a budget keeps.
+
+    Blocks of 8 × 8 pixels are ordered by the highest bit of the sum of their squared codes, equals
+    from top to bottom and left to right.
+
+    Parameters
+    ----------
+    codes : torch.Tensor, float32 (1, H, W, C)
+    keep : int
+        Blocks to keep at most.
+
+    Returns
+    -------
+    torch.Tensor, float32 (1, H, W, 1)
+        1 or 0.
+    """
+    _, height, width, _ = codes.shape
+    energy = codes.double().square().sum(-1)
+    pad = (0, -width % BUDGET_BLOCK, 0, -height % BUDGET_BLOCK)
+    blocks = F.avg_pool2d(F.pad(energy, pad), BUDGET_BLOCK, divisor_override=1)
+    octaves = torch.frexp(blocks)[1].reshape(-1)
+    chosen = torch.argsort(octaves, descending=True, stable=True)[:keep]
+    flags = torch.zeros_like(octaves, dtype=torch.float32)
+    flags[chosen] = 1
+    return _spread(flags.reshape(blocks.shape), BUDGET_BLOCK, height, width)
+
+
+def _spread(blocks: torch.Tensor, size: int, height: int, width: int) -> torch.Tensor:
+    """Give every pixel its block's value: (1, H / size, W / size) → (1, H, W, 1)."""
+    whole = blocks.repeat_interleave(size, -2).repeat_interleave(size, -1)
+    return whole[:, :height, :width].unsqueeze(-1)
+
+
 def choose(call: Any, differentiable: bool) -> Kernel:
     """``resq.choose``: the codes of the bits that every pixel gets."""
     threshold = imm_value(call.args[2])
     pool = [int(b) for b in const_value(call.args[3])]
     shifts = [int(s) for s in const_value(call.args[4])]
+    keep = keep_of(call)
 
     def run(codes: torch.Tensor) -> torch.Tensor:
         chosen, _ = choose_bits(codes.detach(), pool, shifts, threshold)
+        if keep:
+            chosen = chosen * strongest_blocks(chosen, keep)
         if differentiable:
             return codes + (chosen - codes).detach()
         return chosen.to(torch.int8)
@@ -104,8 +142,7 @@ def changed_pixels(x: torch.Tensor, key: torch.Tensor, gate: Any) -> torch.Tenso
     changed = (blocks > gate.threshold).double()
     reach = 2 * gate.reach + 1
     changed = F.max_pool2d(changed, reach, 1, gate.reach)
-    whole = changed.repeat_interleave(size, -2).repeat_interleave(size, -1)
-    return (whole[:, :height, :width] > 0).unsqueeze(-1)
+    return _spread(changed, size, height, width) > 0
 
 
 def gate(call: Any, differentiable: bool) -> Kernel:
