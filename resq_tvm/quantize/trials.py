@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from resq_tvm.passes.graph import const_value
 from resq_tvm.passes.partition import Partition
-from resq_tvm.passes.policy import CHOOSE, GATE, choice_name, gate_of
+from resq_tvm.passes.policy import CHOOSE, GATE, choice_name, gate_of, keep_of
 from resq_tvm.quantize.activity import ActivityMeter
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.quantize.samples import Inputs
 from resq_tvm.reference.executor import Executor
 from resq_tvm.reference.operands import Kernel
-from resq_tvm.reference.ops_policy import changed_pixels, choose_bits
+from resq_tvm.reference.ops_policy import changed_pixels, choose_bits, strongest_blocks
 
 Outputs = tuple[NDArray[np.float32], ...]  # of one frame, in the source layout
 
@@ -146,9 +146,13 @@ class Trials:
     def _choose(self, call: Any, _differentiable: bool) -> Kernel:
         pool = tuple(int(b) for b in const_value(call.args[3]))
         shifts = [int(s) for s in const_value(call.args[4])]
-        fine = str(call.args[1].name)  # as `resq_tvm.passes.partition.program` names it
-        value = fine.removeprefix("d_").removesuffix(f"_q{'_'.join(map(str, pool))}_fine")
-        name = choice_name(value, pool)
+        # As `resq_tvm.passes.partition.program` names it; a number follows where a value has codes
+        # of two scales.
+        fine = str(call.args[1].name).removeprefix("d_")
+        name = choice_name(fine.rpartition(f"_q{'_'.join(map(str, pool))}_fine")[0], pool)
+        if name not in self.choices:
+            raise KeyError(f"{call.args[1].name} belongs to no choice")
+        keep = keep_of(call)
 
         def run(codes: torch.Tensor) -> torch.Tensor:
             if self._norms is not None:
@@ -156,11 +160,11 @@ class Trials:
                 self._norms.setdefault(name, []).append(energy)
             threshold = self._thresholds.choices.get(name, 0.0)
             if threshold > 0:
-                chosen, bits = choose_bits(codes, list(pool), shifts, threshold)
-                codes, moved = chosen.to(torch.int8), bits > 0
-            else:
-                moved = (codes != 0).any(-1)
-            self._moved[name] = moved
+                codes = choose_bits(codes, list(pool), shifts, threshold)[0].to(torch.int8)
+            if keep:
+                codes = (codes * strongest_blocks(codes.float(), keep)).to(torch.int8)
+            moved = (codes != 0).any(-1)
+            self._moved[name] = moved | self._moved[name] if name in self._moved else moved
             return codes
 
         return run
