@@ -49,25 +49,30 @@ class Settings:
             )
             for name, g in dynamic.get("gates", {}).items()
         }
-        self.choices: dict[str, Choice] = {}
-        norms = weight_norms(main, self.layers, self.granularity) if dynamic else {}
         self.scales: dict[tuple[str, str, Any], float] = {}
+        # Of a value that is quantized at several scales the coarsest sets the threshold, which
+        # counts codes: none of its readers then loses more than tau allows.
+        coarsest: dict[tuple[str, tuple[int, ...]], float] = {}
         for program in ("keyframe", "residual"):
             for point in quant_points(main, self.layers, program):
                 scale = scales[program][point.name]
                 for value in point.values:
                     self.scales[program, value, point.pool or point.bits] = scale
                     for piece in self._pieces(value) if point.pool else ():
-                        name = choice_name(piece, point.pool)
-                        entry = dynamic["choices"][name]
-                        tau = np.float32(entry["tau"])
-                        threshold = tau / np.float32(scale * max(norms[name], 1e-30))
-                        self.choices[name] = Choice(
-                            point.pool,
-                            tuple(entry["shifts"]),
-                            float(np.float32(threshold)),
-                            float(dynamic.get("budget") or 0.0),
-                        )
+                        before = coarsest.get((piece, point.pool), 0.0)
+                        coarsest[piece, point.pool] = max(before, scale)
+        norms = weight_norms(main, self.layers, self.granularity) if dynamic else {}
+        self.choices: dict[str, Choice] = {}
+        for (piece, pool), scale in coarsest.items():
+            name = choice_name(piece, pool)
+            entry = dynamic["choices"][name]
+            threshold = np.float32(entry["tau"]) / np.float32(scale * max(norms[name], 1e-30))
+            self.choices[name] = Choice(
+                pool,
+                tuple(entry["shifts"]),
+                float(np.float32(threshold)),
+                float(dynamic.get("budget") or 0.0),
+            )
         if not self.choices:
             self.gates = {}  # a residual program without layers is not executed by tiles
         self.has_residual = all(
