@@ -27,6 +27,7 @@ _PUBLIC = {
     "compile": "resq_tvm.compiler",
     "Artifact": "resq_tvm.artifact",
     "Session": "resq_tvm.session",
+    "KeyframePolicy": "resq_tvm.keyframes",
     "benchmark": "resq_tvm.bench",
 }
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from resq_tvm.artifact import Artifact
     from resq_tvm.bench import benchmark
     from resq_tvm.compiler import compile
+    from resq_tvm.keyframes import KeyframePolicy
     from resq_tvm.network import Network, load
     from resq_tvm.quantize.calibrate import calibrate
     from resq_tvm.quantize.qnet import QuantizedNetwork
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Artifact",
+    "KeyframePolicy",
     "Network",
     "QuantizedNetwork",
     "Session",

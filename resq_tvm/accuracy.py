@@ -20,8 +20,9 @@ from resq_tvm.artifact import Artifact
 from resq_tvm.errors import ClipError, ConfigError
 from resq_tvm.evaluate.judge import ErrorOf, Judgement, judge
 from resq_tvm.evaluate.metrics import LandmarkError, SegmentationError
+from resq_tvm.keyframes import KeyframePolicy
 from resq_tvm.manifest import Manifest
-from resq_tvm.predict import make_preprocessor, steps
+from resq_tvm.predict import Step, make_preprocessor, steps
 from resq_tvm.processing.config import ProcessingConfig, RawTask, SegmentationTask
 from resq_tvm.processing.postprocess import ClassMap, Landmarks, Prediction, interpret
 from resq_tvm.session import Session
@@ -68,9 +69,12 @@ def float_predictions(
 def artifact_predictions(session: Session, clip: Clip) -> list[Prediction]:
     """Run an artifact over a clip and return the prediction of every frame."""
     manifest = session.artifact.manifest
+    return [_interpret(manifest, step) for step in steps(session, clip)]
+
+
+def _interpret(manifest: Manifest, step: Step) -> Prediction:
     layouts = [entry.layout for entry in manifest.outputs]
-    task = _processing(manifest).task
-    return [interpret(task, step.outputs, layouts) for step in steps(session, clip)]
+    return interpret(_processing(manifest).task, step.outputs, layouts)
 
 
 def against_labels(folder: Path, manifest: Manifest) -> Reference:
@@ -145,6 +149,7 @@ def evaluate(
     reference: Reference,
     *,
     period: int | None = None,
+    keyframes: KeyframePolicy | None = None,
     counted: FrameRange | None = None,
     threads: int | None = None,
 ) -> Judgement:
@@ -162,6 +167,9 @@ def evaluate(
         `against_labels` or `against_float`.
     period : int, optional
         Keyframe period; the artifact's by default.
+    keyframes : KeyframePolicy, optional
+        How keyframes are chosen; by default every so many frames, whatever they cost. Otherwise
+        the frames that were computed on their own are those that are held, too.
     counted : FrameRange, optional
         Positions in the clip that count; all by default.
     threads : int, optional
@@ -179,10 +187,16 @@ def evaluate(
             f"artifact {str(frame_artifact.path)!r} has scheme {frame_artifact.manifest.scheme}; "
             "compile a frame-quantized one, e.g. --scheme W8A8"
         )
-    session = Session(artifact, period=period, copy=False, threads=threads)
+    policy = keyframes or KeyframePolicy(guard=False)
+    session = Session(artifact, period=period, copy=False, threads=threads, keyframes=policy)
     framed = Session(frame_artifact, copy=False, threads=threads)
     exact = [plain(p) for p in artifact_predictions(framed, clip)]
-    scheme = [plain(p) for p in artifact_predictions(session, clip)]
+    scheme: list[Plain] = []
+    taken = []
+    for step in steps(session, clip):
+        if step.kind != "residual":
+            taken.append(len(scheme))
+        scheme.append(plain(_interpret(artifact.manifest, step)))
     if len(exact) > reference.frames:
         raise ClipError(
             f"clip {clip.name!r} has {len(exact)} frames and {reference.frames} references; "
@@ -190,7 +204,9 @@ def evaluate(
         )
     selected = counted or FrameRange()
     frames = range(len(exact))[selected.start : selected.stop]
-    return judge(exact, scheme, session.period, reference.error, frames)
+    regular = policy == KeyframePolicy(guard=False)
+    positions = session.period if regular else taken
+    return judge(exact, scheme, positions, reference.error, frames)
 
 
 def _processing(manifest: Manifest) -> ProcessingConfig:

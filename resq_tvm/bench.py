@@ -15,16 +15,20 @@ from typing import Any
 import numpy as np
 
 from resq_tvm.artifact import Artifact
+from resq_tvm.breakeven import BreakEven, measure_break_even
+from resq_tvm.buffers import Frame
 from resq_tvm.device import fingerprint
 from resq_tvm.errors import ClipError, ConfigError
+from resq_tvm.keyframes import KeyframePolicy
 from resq_tvm.manifest import Manifest
 from resq_tvm.predict import preprocessor_for
-from resq_tvm.session import Frame, Session
+from resq_tvm.session import Session
 from resq_tvm.video.clip import Clip
 
 # Enough residual frames per keyframe for their statistics; a long period adds nothing.
 _RESIDUALS_PER_KEYFRAME = 3
 _PREPARED_FRAMES = 32
+_ROUNDS = 10  # of the break-even
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class BenchReport:
     residual: Latency | None
     kernels: list[dict[str, Any]]
     device: dict[str, Any]
+    break_even: BreakEven | None = None
 
     @property
     def amortized_ms(self) -> float:
@@ -85,6 +90,7 @@ class BenchReport:
             "state_bytes": self.manifest.state_bytes,
             "layers": self._layers(),
             "kernels": self.kernels,
+            "break_even": None if self.break_even is None else self.break_even.to_dict(),
             "device": self.device,
         }
 
@@ -109,6 +115,7 @@ def benchmark(
     repeats: int = 30,
     warmup: int = 3,
     profile: bool = True,
+    break_even: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> BenchReport:
     """Measure an artifact on the frames of a clip.
@@ -130,6 +137,8 @@ def benchmark(
         Rounds that run first and do not count.
     profile : bool
         Measure every kernel by itself as well, in extra runs.
+    break_even : bool
+        Measure residual frames against the share that changed, of an artifact that chooses bits.
     progress : callable, optional
         Called with ("round", done, total).
 
@@ -142,7 +151,9 @@ def benchmark(
     """
     if repeats < 1 or warmup < 0:
         raise ConfigError(f"repeats {repeats}, warm-up {warmup}: use at least 1 and 0")
-    session = Session(artifact, period=period, copy=False, threads=threads)
+    # Every residual frame is measured, whether it pays or not.
+    policy = KeyframePolicy(guard=False)
+    session = Session(artifact, period=period, copy=False, threads=threads, keyframes=policy)
     manifest = session.artifact.manifest
     frames = _prepare(manifest, clip)
     followers = min(session.period - 1, _RESIDUALS_PER_KEYFRAME) if manifest.has_residual else 0
@@ -165,6 +176,11 @@ def benchmark(
         Latency.of(times["residual"]) if times["residual"] else None,
         profile_kernels(session, frames) if profile else [],
         fingerprint(session.threads),
+        measure_break_even(
+            session.artifact, frames[0], threads=session.threads, rounds=min(repeats, _ROUNDS)
+        )
+        if break_even and manifest.workspace
+        else None,
     )
 
 

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from resq_tvm import bops
 from resq_tvm.artifact import Artifact, write_artifact
 from resq_tvm.errors import CompileError
+from resq_tvm.passes.frame import join, lower_frame
 from resq_tvm.passes.lower import KernelRecord, Lowered
 from resq_tvm.passes.pipeline import dump_to, generate_code, run_phases
+from resq_tvm.passes.policy import is_dynamic
 from resq_tvm.processing.config import ProcessingConfig
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.targets.preset import Target, get_target
@@ -38,6 +40,7 @@ def compile(
     *,
     output: str | Path | None = None,
     state_dtype: str = "float16",
+    frame_program: bool = True,
     processing: ProcessingConfig | None = None,
     dump: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
@@ -54,6 +57,9 @@ def compile(
         Where to write the artifact folder (``NAME.resq``); a temporary folder otherwise.
     state_dtype : str
         ``"float16"`` or ``"float32"``: how keyframe state is stored.
+    frame_program : bool
+        Give an artifact that chooses bits a third program, ``frame``: a frame on its own without
+        state, for frames on which residuals do not pay. Other artifacts have none.
     processing : ProcessingConfig, optional
         Pre- and post-processing that goes into the manifest.
     dump : path, optional
@@ -68,7 +74,14 @@ def compile(
     TargetError
         If the target is unknown.
     """
-    compiled = build(qnet, target, state_dtype=state_dtype, dump=dump, progress=progress)
+    compiled = build(
+        qnet,
+        target,
+        state_dtype=state_dtype,
+        frame_program=frame_program,
+        dump=dump,
+        progress=progress,
+    )
     if progress:
         progress("write artifact")
     return write_artifact(compiled, output, processing=processing)
@@ -79,6 +92,7 @@ def build(
     target: str | Target = "auto",
     *,
     state_dtype: str = "float16",
+    frame_program: bool = True,
     dump: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Compiled:
@@ -99,15 +113,21 @@ def build(
         recurrent=options.get("residual", "pairwise") == "recurrent",
         observe=observe,
     )
+    frame_params = None
+    if frame_program and is_dynamic(qnet.module["main"]):
+        joined = join(lowered, lower_frame(qnet.module, preset))
+        lowered, frame_params = joined.lowered, joined.frame_params
     tell("generate code")
     executable = generate_code(lowered, preset)
     report = bops.count(qnet.module, qnet.period)
+    inputs = _input_state(lowered)
     state = [
         {
             "name": f"state_{i}",
             "shape": list(shape),
             "dtype": dtype,
             "bytes": int(np.prod(shape)) * np.dtype(dtype).itemsize,
+            "input": inputs.get(i),
         }
         for i, (shape, dtype) in enumerate(lowered.state_types)
     ]
@@ -121,6 +141,7 @@ def build(
         "workspace": [vars(t) for t in lowered.workspace],
         "probe": "probe" in [g.name_hint for g in lowered.module.get_global_vars()],
         "thresholds": list(lowered.thresholds),
+        "frame_params": frame_params,
         "layers": _layers(report, qnet.layers, lowered.kernels),
         "opaque": lowered.opaque,
         "bops": report.totals(),
@@ -129,14 +150,26 @@ def build(
     return Compiled(executable, lowered.params, info, lowered)
 
 
+def _input_state(lowered: Lowered) -> dict[int, int]:
+    """Return which state tensors hold which of the keyframe's inputs (both by number)."""
+    if not lowered.state_types:
+        return {}
+    function = lowered.fused["residual"]
+    names = [p.name for p in function.params]
+    count = int(function.attrs["num_input"])
+    places = {name: i for i, name in enumerate(names[count:])}
+    held = {places.get(f"{name}_key"): i for i, name in enumerate(names[:count])}
+    return {place: i for place, i in held.items() if place is not None}
+
+
 def _layers(
     report: Any, precisions: dict[str, str], kernels: dict[str, KernelRecord]
 ) -> list[dict[str, Any]]:
     """Return a manifest entry per linear layer: cost, bits, and the kernels that run it."""
     ran: dict[str, dict[str, dict[str, str]]] = {}
-    for name, record in kernels.items():
+    for record in kernels.values():
         if record.layer is not None:
-            entry = {"name": name, "decision": str(record.decision)}
+            entry = {"name": record.kernel.name, "decision": str(record.decision)}
             ran.setdefault(record.layer, {})[record.program] = entry
     entries = []
     for layer in report.layers:

@@ -70,12 +70,16 @@ class TensorEntry(_Open):
 
 
 class StateEntry(_Open):
-    """One state tensor that the keyframe program returns and the residual program takes."""
+    """One state tensor that the keyframe program returns and the residual program takes.
+
+    ``input`` is the number of the network input whose keyframe value it holds, if any.
+    """
 
     name: str
     shape: tuple[Dim, ...]
     dtype: str
     bytes: int
+    input: int | None = None
 
 
 class WorkspaceEntry(_Strict):
@@ -122,7 +126,8 @@ class Manifest(_Strict):
     ``opaque`` names, per program, the operators that run outside the fused kernels (in float32,
     lowered by TVM itself). ``workspace``, ``probe`` (whether there is a program of that name) and
     ``thresholds`` (whose values are the parameter of that name, in order) belong to schemes that
-    choose bits pixel by pixel.
+    choose bits pixel by pixel; so do ``frame_params``, the parameters that the program ``frame``
+    takes, in order (None: there is no such program).
     """
 
     format: Literal["resq-tvm artifact"] = "resq-tvm artifact"
@@ -137,6 +142,7 @@ class Manifest(_Strict):
     workspace: tuple[WorkspaceEntry, ...] = ()
     probe: bool = False
     thresholds: tuple[str, ...] = ()
+    frame_params: tuple[str, ...] | None = None
     params: tuple[ParamEntry, ...] = ()
     layers: tuple[LayerEntry, ...] = ()
     opaque: dict[str, tuple[str, ...]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Step:
     ms: float
     picture: Picture
     outputs: Arrays
+    reason: str | None = None
 
 
 def preprocessor_for(manifest: Manifest) -> Preprocessor:
@@ -107,7 +109,7 @@ def steps(session: Session, clip: Clip, on_broken: OnBroken = "raise") -> Iterat
         last = session.last
         assert last is not None
         outputs = output if isinstance(output, tuple) else (output,)
-        yield Step(last.index, last.kind, last.ms, pictures[0], outputs)
+        yield Step(last.index, last.kind, last.ms, pictures[0], outputs, last.reason)
 
 
 def predict(
@@ -128,7 +130,8 @@ def predict(
         The frames.
     output : path
         ``OUT`` or ``OUT.npz``. The archive holds ``output_0 …`` of shape (frames, …),
-        ``frame_index`` and ``is_keyframe``.
+        ``frame_index``, ``is_keyframe`` and ``reason`` (why a frame was no residual frame, "" for
+        residual frames).
     on_broken : str
         As of `Session.run`.
     progress : callable, optional
@@ -137,7 +140,8 @@ def predict(
     Returns
     -------
     dict
-        ``frames``, ``keyframes``, ``lost``, ``output``, ``overlay`` (or None), ``mean_ms``.
+        ``frames``, ``keyframes``, ``reasons`` (reason → frames; residual frames have none),
+        ``lost``, ``output``, ``overlay`` (or None), ``mean_ms``.
 
     Raises
     ------
@@ -156,6 +160,7 @@ def predict(
     overlay_path = None if isinstance(task, RawTask) else archive_path.with_suffix(".mp4")
     frames = keyframes = 0
     total_ms = 0.0
+    reasons: Counter[str] = Counter()
     with ExitStack() as stack:
         archive = NpzWriter(stack.enter_context(atomic_file(archive_path)))
         stack.enter_context(archive)
@@ -172,6 +177,8 @@ def predict(
             frames += 1
             keyframes += step.kind == "keyframe"
             total_ms += step.ms
+            if step.reason is not None:
+                reasons[step.reason] += 1
             if progress is not None:
                 progress("frame", frames)
         if frames == 0:
@@ -179,6 +186,7 @@ def predict(
     return {
         "frames": frames,
         "keyframes": keyframes,
+        "reasons": dict(reasons),
         "lost": session.position - frames,
         "output": str(archive_path),
         "overlay": None if overlay_path is None else str(overlay_path),
@@ -199,6 +207,7 @@ class NpzWriter:
         self._shapes: list[tuple[int, ...]] = []
         self._indices: list[int] = []
         self._kinds: list[bool] = []
+        self._reasons: list[str] = []
 
     def __enter__(self) -> NpzWriter:
         return self
@@ -221,6 +230,7 @@ class NpzWriter:
             body.write(np.ascontiguousarray(array, dtype=np.float32).data)
         self._indices.append(step.index)
         self._kinds.append(step.kind == "keyframe")
+        self._reasons.append(step.reason or "")
 
     def _assemble(self) -> None:
         with zipfile.ZipFile(self._path, "w") as archive:
@@ -237,6 +247,7 @@ class NpzWriter:
             for name, values in (
                 ("frame_index", np.array(self._indices, dtype=np.int64)),
                 ("is_keyframe", np.array(self._kinds, dtype=np.bool_)),
+                ("reason", np.array(self._reasons, dtype=np.str_)),
             ):
                 buffer = io.BytesIO()
                 np.save(buffer, values)

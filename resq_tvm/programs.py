@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resq_tvm.artifact import Artifact
+from resq_tvm.keyframes import Program
 
 
 class Programs:
-    """Keyframe and residual program on the state and the workspace of one stream.
+    """Keyframe, residual and frame program on the state and the workspace of one stream.
 
     Parameters
     ----------
@@ -29,6 +31,14 @@ class Programs:
         self._residual = self.machine["residual"] if manifest.has_residual else None
         self._probe = self.machine["probe"] if manifest.probe else None
         self._params = artifact.scaled_params(threshold_scale)
+        self._frame = None
+        if manifest.frame_params is not None:
+            names = [entry.name for entry in manifest.params]
+            self._frame = self.machine["frame"]
+            self._frame_params = _tuple(self._params[names.index(n)] for n in manifest.frame_params)
+        self._inputs = {e.input: i for i, e in enumerate(manifest.state) if e.input is not None}
+        self._input_count = len(manifest.inputs)
+        self._latest: list[Any] = []  # the frame noted, as the state holds frames
         self._entries = manifest.workspace
         self._workspace: Any = None
         self._views: dict[str, NDArray[Any]] = {}
@@ -45,6 +55,27 @@ class Programs:
         """Whether residual frames compute only what changed."""
         return bool(self._entries)
 
+    @property
+    def can_probe(self) -> bool:
+        """Whether `probe` finds out what changed."""
+        return self._probe is not None
+
+    @property
+    def has_frame(self) -> bool:
+        """Whether there is a program that computes a frame without state."""
+        return self._frame is not None
+
+    @property
+    def can_peek(self) -> bool:
+        """Whether `peek` works: the state holds every input of the keyframe."""
+        return self._probe is not None and len(self._inputs) == self._input_count
+
+    def run(self, program: Program, tensors: list[Any]) -> Any:
+        """Run the program of that name; return the outputs."""
+        if program == "keyframe":
+            return self.keyframe(tensors)
+        return self.residual(tensors) if program == "residual" else self.frame(tensors)
+
     def keyframe(self, tensors: list[Any]) -> Any:
         """Run the keyframe program and keep its state; return the outputs."""
         results, self.state = self._keyframe(*tensors, self._params)
@@ -54,15 +85,52 @@ class Programs:
                 self._views[entry.name].fill(entry.fill)
         return results
 
+    def frame(self, tensors: list[Any]) -> Any:
+        """Run the frame program; return the outputs. State and workspace stay as they are."""
+        assert self._frame is not None
+        results, _ = self._frame(*tensors, self._frame_params)
+        self._probed = False
+        return results
+
     def probe(self, tensors: list[Any]) -> float:
         """Find out what share of the frame changed since the keyframe; 1 if that is not known."""
         if self._probe is None:
             return 1.0
-        self._allocate()
-        maps = self._probe(*tensors, self.state, self._workspace, self._params)
+        share = self._compare(tensors, self.state)
+        self._probed = True
+        return share
+
+    def note(self, tensors: list[Any]) -> None:
+        """Keep a frame for `peek`."""
+        import tvm
+
+        if not self._latest:
+            places = [self._inputs[i] for i in range(self._input_count)]
+            kept = [self.state[place] for place in places]
+            self._latest = [tvm.runtime.empty(t.shape, t.dtype) for t in kept]
+        for tensor, kept in zip(tensors, self._latest, strict=True):
+            view = np.from_dlpack(kept)
+            value = np.from_dlpack(tensor)
+            with np.errstate(over="ignore"):  # beyond float16 all is infinity, and so changed
+                np.copyto(view, value.reshape(view.shape), casting="same_kind")
+
+    def peek(self, tensors: list[Any]) -> float:
+        """Find out what share of the frame changed since the frame noted.
+
+        What the residual program keeps is then that of neither frame: a keyframe has to follow
+        before the next residual frame.
+        """
+        state = list(self.state)
+        for tensor, number in zip(self._latest, range(self._input_count), strict=True):
+            state[self._inputs[number]] = tensor
+        return self._compare(tensors, _tuple(state))
+
+    def _compare(self, tensors: list[Any], state: Any) -> float:
+        self.prepare()
+        assert self._probe is not None
+        maps = self._probe(*tensors, state, self._workspace, self._params)
         if not self._changed:
             self._changed = [np.from_dlpack(m) for m in maps]
-        self._probed = True
         return max(float(np.count_nonzero(m)) / m.size for m in self._changed)
 
     def residual(self, tensors: list[Any]) -> Any:
@@ -73,7 +141,7 @@ class Programs:
             return results
         if not self._probed:
             self.probe(tensors)
-        self._allocate()
+        self.prepare()
         results, _ = self._residual(*tensors, self.state, self._workspace, self._params)
         self._probed = False
         return results
@@ -87,12 +155,11 @@ class Programs:
         """Return a tensor of the workspace, as the latest residual frame left it."""
         return self._views[name]
 
-    def _allocate(self) -> None:
-        """Make the workspace, at the first residual frame."""
+    def prepare(self) -> None:
+        """Make the workspace, if there is one and it was not made before."""
         if self._workspace is not None or not self._entries:
             return
         import tvm
-        import tvm_ffi
 
         tensors = []
         for entry in self._entries:
@@ -101,4 +168,11 @@ class Programs:
             view.fill(entry.fill)
             tensors.append(tensor)
             self._views[entry.name] = view
-        self._workspace = tvm_ffi.convert(tensors)
+        self._workspace = _tuple(tensors)
+
+
+def _tuple(tensors: Iterable[Any]) -> Any:
+    """Return tensors as the virtual machine takes a tuple."""
+    import tvm_ffi
+
+    return tvm_ffi.convert(list(tensors))

@@ -7,23 +7,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal
 
 from resq_tvm.artifact import Artifact
+from resq_tvm.buffers import Buffers, Frame, Output
+from resq_tvm.costs import CostModel, Costs
 from resq_tvm.device import prepare_thread_pool, resolve_threads, use_threads
 from resq_tvm.errors import ClipError, ConfigError, FrameError
-from resq_tvm.manifest import TensorEntry
+from resq_tvm.keyframes import Decision, KeyframePolicy, KeyframeSchedule, Mode, Program, Reason
 from resq_tvm.programs import Programs
 
-Frame = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
-Output = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
 OnBroken = Literal["raise", "skip"]
-
-_TO_NHWC = (0, 2, 3, 1)
-_TO_NCHW = (0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -32,11 +26,26 @@ class FrameInfo:
 
     ``index`` counts the stream's frames from zero, dropped and broken ones included; ``ms`` is
     the time of the network itself, without the checks and copies around it.
+
+    Attributes
+    ----------
+    kind : str
+        The program that computed it; ``"frame"`` is the one without state.
+    reason : str or None
+        Why it was not a residual frame (docs/streams.md); None for residual frames.
+    changed : float or None
+        Share of the input that changed since the keyframe (if the reason is ``"resume"``, or a
+        rest went on: since the frame before); None if nobody looked.
+    predicted_ms : float or None
+        What a residual frame was expected to take, None if ``changed`` is not about that.
     """
 
-    kind: Literal["keyframe", "residual"]
+    kind: Program
     index: int
     ms: float
+    reason: Reason | None = None
+    changed: float | None = None
+    predicted_ms: float | None = None
 
 
 class Session:
@@ -49,6 +58,9 @@ class Session:
     period : int, optional
         A keyframe every ``period`` frames; the artifact's own by default. A frame-quantized
         artifact computes every frame on its own.
+    keyframes : str or KeyframePolicy
+        ``"period"``, ``"adaptive"`` (a new keyframe when too much has changed; for artifacts that
+        choose bits), or a policy with distances.
     copy : bool
         True returns outputs that the caller owns. False returns read-only views of the network's
         own buffers, which stay valid as long as they are referenced.
@@ -56,11 +68,14 @@ class Session:
         Threads per frame; every available CPU by default.
     threshold_scale : float
         Factor on the thresholds of an artifact that chooses bits: more leaves out more.
+    costs : Costs, optional
+        How long programs take; learned from the session's own frames by default.
 
     Raises
     ------
     ConfigError
-        If ``period`` or ``threads`` is out of range.
+        If ``period`` or ``threads`` is out of range, or adaptive keyframes are asked of an
+        artifact that cannot tell what changed.
 
     Notes
     -----
@@ -76,6 +91,8 @@ class Session:
         copy: bool = True,
         threads: int | None = None,
         threshold_scale: float = 1.0,
+        keyframes: Mode | KeyframePolicy = "period",
+        costs: Costs | None = None,
     ) -> None:
         prepare_thread_pool()
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact)
@@ -85,13 +102,19 @@ class Session:
             raise ConfigError(f"period {self.period} is out of range; use 1 or more")
         self.threads = resolve_threads(threads)
         self.last: FrameInfo | None = None
-        self._copy = copy
-        self._inputs = manifest.inputs
-        self._layouts = tuple(output.layout for output in manifest.outputs)
+        self._buffers = Buffers(manifest, copy)
         self._programs = Programs(self.artifact, threshold_scale)
-        self._buffers: list[Any] = [None] * len(self._inputs)
-        self._since_keyframe = 0
         self._index = 0
+        self.keyframes = (
+            keyframes if isinstance(keyframes, KeyframePolicy) else KeyframePolicy(keyframes)
+        )
+        if self.keyframes.mode == "adaptive" and not self._programs.can_probe:
+            raise ConfigError(
+                f"adaptive keyframes need a scheme that chooses bits, this is {manifest.scheme}; "
+                "use a period"
+            )
+        self.costs: Costs = CostModel() if costs is None else costs
+        self._schedule = self._new_schedule()
 
     @property
     def position(self) -> int:
@@ -101,12 +124,13 @@ class Session:
     def reset(self) -> None:
         """Forget the stream: the next frame is frame 0 and a keyframe."""
         self._programs.state = None
+        self._schedule = self._new_schedule()
         self._index = 0
         self.last = None
 
     def force_keyframe(self) -> None:
         """Make the next frame a keyframe; the period restarts there."""
-        self._programs.state = None
+        self._schedule.force("forced")
 
     def __call__(self, frame: Frame) -> Output:
         """Run one frame.
@@ -128,22 +152,27 @@ class Session:
             If the shape or dtype is wrong or the frame holds NaN or infinity. The session is
             then as it was before the call.
         """
-        arrays = self._checked(frame)
-        tensors = [self._load(i, array) for i, array in enumerate(arrays)]
+        tensors = self._buffers.load(frame, self._index)
         use_threads(self.threads)
-        programs = self._programs
+        programs, schedule = self._programs, self._schedule
         before = programs.state
-        is_key = not programs.has_residual or before is None or self._is_due()
+        programs.prepare()
         start = time.perf_counter()
-        results = programs.keyframe(tensors) if is_key else programs.residual(tensors)
+        decision, share, predicted = self._decide(tensors)
+        looked = time.perf_counter()
+        results = programs.run(decision.program, tensors)
+        done = time.perf_counter()
+        if schedule.ends_rest and decision.program == "frame":
+            programs.note(tensors)
         elapsed = time.perf_counter() - start
+        schedule.note(decision.program, (done - looked) * 1e3, share, (looked - start) * 1e3)
         if programs.state is not before:
-            self._give_up_buffers(programs.state)
-        self._since_keyframe = 1 if is_key else self._since_keyframe + 1
-        self.last = FrameInfo("keyframe" if is_key else "residual", self._index, elapsed * 1e3)
+            self._buffers.give_up(programs.state)
+        self.last = FrameInfo(
+            decision.program, self._index, elapsed * 1e3, decision.reason, share, predicted
+        )
         self._index += 1
-        outputs = tuple(self._unload(i, tensor) for i, tensor in enumerate(results))
-        return outputs[0] if len(outputs) == 1 else outputs
+        return self._buffers.unload(results)
 
     def run(
         self, frames: Iterable[Frame | None], *, on_broken: OnBroken = "raise"
@@ -192,7 +221,7 @@ class Session:
     def skip(self) -> None:
         """Count a frame that was lost; the next frame is a keyframe."""
         self._index += 1
-        self.force_keyframe()
+        self._schedule.force("lost")
 
     @contextmanager
     def observed(self) -> Iterator[list[tuple[str, float]]]:
@@ -223,55 +252,26 @@ class Session:
         finally:
             self._programs.machine.set_instrument(lambda *_values: 0)
 
-    def _is_due(self) -> bool:
-        return self._since_keyframe >= self.period
-
-    def _checked(self, frame: Frame) -> tuple[NDArray[np.float32], ...]:
-        arrays = frame if isinstance(frame, tuple) else (frame,)
-        if len(arrays) != len(self._inputs):
-            raise FrameError(
-                f"frame {self._index} has {len(arrays)} arrays, the network takes "
-                f"{len(self._inputs)}: {', '.join(e.name for e in self._inputs)}"
-            )
-        for entry, array in zip(self._inputs, arrays, strict=True):
-            _check(entry, array, self._index)
-        return arrays
-
-    def _load(self, index: int, array: NDArray[np.float32]) -> Any:
-        """Copy a frame into a tensor of ours, NHWC."""
-        import tvm
-
-        if self._inputs[index].layout == "NCHW":
-            array = array.transpose(_TO_NHWC)
-        if self._buffers[index] is None:
-            self._buffers[index] = tvm.runtime.empty(array.shape, "float32")
-        np.copyto(np.from_dlpack(self._buffers[index]), array)
-        return self._buffers[index]
-
-    def _give_up_buffers(self, state: Any) -> None:
-        """Give up input buffers that became part of a new state."""
-        held = {tensor.data_ptr() for tensor in state}
-        self._buffers = [None if buffer.data_ptr() in held else buffer for buffer in self._buffers]
-
-    def _unload(self, index: int, tensor: Any) -> NDArray[np.float32]:
-        array = cast("NDArray[np.float32]", np.from_dlpack(tensor))
-        if self._copy:
-            array = array.copy()
-        else:
-            array.flags.writeable = False
-        return array.transpose(_TO_NCHW) if self._layouts[index] == "NCHW" else array
-
-
-def _check(entry: TensorEntry, array: Any, index: int) -> None:
-    place = f"frame {index}, input {entry.name}"
-    if not isinstance(array, np.ndarray):
-        raise FrameError(f"{place} is a {type(array).__name__}; give a float32 NumPy array")
-    if array.dtype != np.float32:
-        raise FrameError(f"{place} has dtype {array.dtype}; give float32")
-    if array.shape != entry.shape:
-        raise FrameError(
-            f"{place} has shape {'x'.join(map(str, array.shape))}; the network takes "
-            f"{'x'.join(map(str, entry.shape))} {entry.layout}".rstrip()
+    def _new_schedule(self) -> KeyframeSchedule:
+        programs = self._programs
+        return KeyframeSchedule(
+            self.keyframes,
+            self.keyframes.limit(self.period),
+            self.costs,
+            has_residual=programs.has_residual,
+            can_probe=programs.can_probe,
+            can_rest=programs.has_frame,
+            can_peek=programs.can_peek,
         )
-    if not np.isfinite(array).all():
-        raise FrameError(f"{place} holds NaN or infinity; clean the frame or drop it")
+
+    def _decide(self, tensors: list[Any]) -> tuple[Decision, float | None, float | None]:
+        """Return what computes the frame, the share that changed, a residual's expected time."""
+        step = self._schedule.start()
+        if isinstance(step, Decision):
+            return step, None, None
+        if step == "peek":
+            share = self._programs.peek(tensors)
+            return self._schedule.after_peek(share), share, None
+        share = self._programs.probe(tensors)
+        expected = self._schedule.expected(share)
+        return self._schedule.after_probe(share), share, expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from resq_tvm.cli.options import (
     Threads,
     choose_clip,
 )
+
+if TYPE_CHECKING:
+    from resq_tvm.breakeven import BreakEven
 
 
 def bench(
@@ -34,6 +37,13 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile/--no-profile", help="Measure every kernel by itself.")
     ] = True,
+    break_even: Annotated[
+        bool,
+        typer.Option(
+            "--break-even/--no-break-even",
+            help="Measure residual frames against the share that changed (dynamic schemes).",
+        ),
+    ] = True,
     json: Json = False,
 ) -> None:
     """Measure OUT.resq: keyframe, residual and amortised milliseconds, per layer and in sum."""
@@ -50,6 +60,7 @@ def bench(
         repeats=repeats,
         warmup=warmup,
         profile=profile,
+        break_even=break_even,
     )
     from resq_tvm.artifact import Artifact
     from resq_tvm.bench import benchmark
@@ -75,6 +86,7 @@ def bench(
             repeats=repeats,
             warmup=warmup,
             profile=profile,
+            break_even=break_even,
             progress=progress,
         )
     console.resolve(period=report.period, threads=report.device["threads"])
@@ -88,10 +100,28 @@ def bench(
             rows = [(k["program"], k["name"], k["ms"]) for k in other]
             out.print(table(("program", "kernel without a layer", "ms"), rows))
         out.print(_summary_table(result))
+        if report.break_even is not None:
+            out.print(_break_even_table(report.break_even))
         device = report.device
         out.print(f"{device['cpu']}, {device['threads']} of {device['cpus']} CPUs, {device['os']}")
 
     console.finish(result, render)
+
+
+def _break_even_table(measured: BreakEven) -> Any:
+    rows: list[tuple[object, ...]] = [("keyframe", None, None, measured.keyframe_ms, 1.0, None)]
+    if measured.frame_ms is not None:
+        ratio = measured.frame_ms / measured.keyframe_ms
+        rows.append(("frame without state", None, None, measured.frame_ms, ratio, 1.0))
+    rows.append(("probe", None, None, measured.probe_ms, None, None))
+    for point in measured.points:
+        name = f"residual, {point.share:.0%} replaced"
+        percent = (100 * point.changed, 100 * point.tiles)
+        rows.append((name, *percent, point.ms, point.to_keyframe, point.to_frame))
+    at = measured.stops_paying_at
+    verdict = "residual frames always pay" if at is None else f"they pay up to {at:.0%} changed"
+    columns = ("", "% changed", "% tiles", "ms", "x keyframe", "x frame")
+    return table(columns, rows, f"break-even: {verdict}")
 
 
 def _layer_table(layers: list[dict[str, Any]]) -> Any:

@@ -14,9 +14,13 @@ from resq_tvm.cli.options import (
     Frames,
     InputShape,
     Json,
+    Keyframes,
+    MaxDistance,
+    MinDistance,
     OptionalPeriod,
     Threads,
     choose_clip,
+    choose_policy,
     parse_shape,
 )
 from resq_tvm.errors import ConfigError
@@ -41,12 +45,17 @@ def evaluate(
     crop: Crop = None,
     input_shape: InputShape = None,
     period: OptionalPeriod = None,
+    keyframes: Keyframes = "period",
+    min_distance: MinDistance = 1,
+    max_distance: MaxDistance = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Compare OUT.resq with frame quantization and with holding, on the same frames.
 
-    Errors are against labels, or against the float network where there are none.
+    Errors are against labels, or against the float network where there are none. With keyframes
+    every PERIOD frames nothing depends on time; adaptive ones are chosen by what frames cost, so
+    that frames may differ from run to run.
     """
     console = Console(
         json,
@@ -61,10 +70,14 @@ def evaluate(
         crop=crop,
         input_shape=input_shape,
         period=period,
+        keyframes=keyframes,
+        min_distance=min_distance,
+        max_distance=max_distance,
         threads=threads,
     )
     if (labels is None) == (model is None):
         raise ConfigError("evaluate needs either --labels DIR or --model MODEL")
+    policy = choose_policy(keyframes, min_distance, max_distance, keyframes == "adaptive")
     shape = parse_shape(input_shape)
     clip = choose_clip(input, frames=frames, crop=crop)
 
@@ -87,7 +100,14 @@ def evaluate(
             reference = accuracy.against_float(net, loaded.manifest, clip)
         progress("run the clip")
         judgement = accuracy.evaluate(
-            loaded, framed, clip, reference, period=period, counted=selected, threads=threads
+            loaded,
+            framed,
+            clip,
+            reference,
+            period=period,
+            keyframes=policy,
+            counted=selected,
+            threads=threads,
         )
     result: dict[str, Any] = {
         "scheme": loaded.manifest.scheme,
@@ -102,6 +122,9 @@ def evaluate(
         ]
         columns = ("frames", "count", framed.manifest.scheme, loaded.manifest.scheme, "hold",
                    "recovery")  # fmt: skip
-        out.print(table(columns, rows, f"error ({reference.unit}), T = {judgement.period}"))
+        taken = f"{judgement.keyframes} keyframes"
+        if judgement.period is not None:
+            taken = f"T = {judgement.period}"
+        out.print(table(columns, rows, f"error ({reference.unit}), {taken}"))
 
     console.finish(result, render)

@@ -10,6 +10,7 @@ import typer
 from resq_tvm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from resq_tvm.keyframes import KeyframePolicy
     from resq_tvm.video.clip import Clip
 
 Model = Annotated[
@@ -56,6 +57,21 @@ SchemeText = Annotated[
 Period = Annotated[int, typer.Option("--period", help="A keyframe every so many frames.")]
 OptionalPeriod = Annotated[
     int | None, typer.Option("--period", help="Keyframe period; the artifact's by default.")
+]
+Keyframes = Annotated[
+    Literal["period", "adaptive"],
+    typer.Option("--keyframes", help="Every PERIOD frames, or 'adaptive': when much has changed."),
+]
+MinDistance = Annotated[
+    int, typer.Option("--min-distance", help="Frames between chosen keyframes, at least.")
+]
+MaxDistance = Annotated[
+    int | None,
+    typer.Option("--max-distance", help="The same at most, if adaptive; four periods by default."),
+]
+Guard = Annotated[
+    bool,
+    typer.Option("--guard/--no-guard", help="Compute frames on their own where residuals cost."),
 ]
 Processing = Annotated[
     str | None,
@@ -106,6 +122,15 @@ def check_period(period: int | None) -> None:
     """Raise `ConfigError` unless the period is at least one (or not given)."""
     if period is not None and period < 1:
         raise ConfigError(f"period {period} is out of range; use 1 or more")
+
+
+def choose_policy(
+    mode: Literal["period", "adaptive"], least: int, most: int | None, guard: bool
+) -> KeyframePolicy:
+    """Return the policy that the options describe; raise `ConfigError` if they are at odds."""
+    from resq_tvm.keyframes import KeyframePolicy
+
+    return KeyframePolicy(mode, least, most, guard)
 
 
 def choose_clip(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,13 +12,18 @@ from resq_tvm.cli.options import (
     ArtifactPath,
     Crop,
     Frames,
+    Guard,
     Input,
     Json,
+    Keyframes,
+    MaxDistance,
+    MinDistance,
     OnBroken,
     OptionalPeriod,
     RawShape,
     Threads,
     choose_clip,
+    choose_policy,
 )
 
 
@@ -33,6 +38,10 @@ def run(
     raw_shape: RawShape = None,
     on_broken: OnBroken = "raise",
     period: OptionalPeriod = None,
+    keyframes: Keyframes = "period",
+    min_distance: MinDistance = 1,
+    max_distance: MaxDistance = None,
+    guard: Guard = True,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -54,8 +63,13 @@ def run(
         raw_shape=raw_shape,
         on_broken=on_broken,
         period=period,
+        keyframes=keyframes,
+        min_distance=min_distance,
+        max_distance=max_distance,
+        guard=guard,
         threads=threads,
     )
+    policy = choose_policy(keyframes, min_distance, max_distance, guard)
     check_writable(output)
 
     from resq_tvm.artifact import Artifact
@@ -72,7 +86,7 @@ def run(
         on_broken=on_broken,
         size=(prepare.height, prepare.width),
     )
-    session = Session(loaded, period=period, copy=False, threads=threads)
+    session = Session(loaded, period=period, copy=False, threads=threads, keyframes=policy)
     console.resolve(period=session.period, threads=session.threads, scheme=loaded.manifest.scheme)
     with console.progress("run") as progress:
         summary = predict(
@@ -83,4 +97,14 @@ def run(
             progress=progress,
         )
     summary = {"scheme": loaded.manifest.scheme, "period": session.period, **summary}
-    console.finish(summary, lambda out: out.print(table(("", ""), summary.items())))
+    console.finish(summary, lambda out: out.print(table(("", ""), _rows(summary))))
+
+
+def _rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for name, value in summary.items():
+        if name == "reasons":
+            rows.extend((f"  {reason}", count) for reason, count in value.items())
+        else:
+            rows.append((name, value))
+    return rows

@@ -54,15 +54,20 @@ class Errors:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Errors on residual frames (the verdict) and on all frames (beside it)."""
+    """Errors on residual frames (the verdict) and on all frames (beside it).
 
-    period: int
+    ``period`` is None where keyframes were not taken every so many frames; ``keyframes`` is how
+    many there were.
+    """
+
+    period: int | None
     residual: Errors
     all: Errors
+    keyframes: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, ready for JSON."""
-        data: dict[str, Any] = {"period": self.period}
+        data: dict[str, Any] = {"period": self.period, "keyframes": self.keyframes}
         for name, errors in (("residual", self.residual), ("all", self.all)):
             data[name] = {
                 **asdict(errors),
@@ -79,15 +84,31 @@ def recovery(frame: float, hold: float, scheme: float) -> float | None:
     return (hold - scheme) / (hold - frame)
 
 
-def hold(keyframes: Sequence[P], period: int) -> list[P]:
-    """Return the predictions of repeating each keyframe's until the next one."""
-    return [keyframes[n - n % period] for n in range(len(keyframes))]
+def hold(frame: Sequence[P], keyframes: int | Iterable[int]) -> list[P]:
+    """Return the predictions of repeating each keyframe's until the next one.
+
+    Parameters
+    ----------
+    frame : sequence
+        A prediction per frame.
+    keyframes : int or iterable of int
+        A keyframe every so many frames, or the keyframes' positions, 0 among them.
+    """
+    taken = _positions(keyframes, len(frame))
+    held: list[P] = []
+    for n, prediction in enumerate(frame):
+        held.append(prediction if n in taken else held[-1])
+    return held
+
+
+def _positions(keyframes: int | Iterable[int], count: int) -> set[int]:
+    return set(range(0, count, keyframes) if isinstance(keyframes, int) else keyframes)
 
 
 def judge(
     frame: Sequence[P],
     scheme: Sequence[P],
-    period: int,
+    keyframes: int | Iterable[int],
     error: ErrorOf[P],
     counted: Iterable[int] | None = None,
 ) -> Judgement:
@@ -98,8 +119,10 @@ def judge(
     frame : sequence
         Predictions of frame quantization, one per frame of the clip; keyframes are held from it.
     scheme : sequence
-        Predictions of the scheme, frame 0 a keyframe and then every ``period``-th.
-    period : int
+        Predictions of the scheme.
+    keyframes : int or iterable of int
+        A keyframe every so many frames from frame 0 on, or the positions of the frames that the
+        scheme computed on their own.
     error : callable
         For example `SegmentationError` or `LandmarkError`.
     counted : iterable of int, optional
@@ -108,27 +131,32 @@ def judge(
     Raises
     ------
     ConfigError
-        If the sequences differ in length, the period is below 2, or no residual frame counts.
+        If the sequences differ in length, the period is below 2, frame 0 is not a keyframe, or no
+        residual frame counts.
     """
     if len(frame) != len(scheme):
         raise ConfigError(
             f"{len(frame)} frame predictions beside {len(scheme)} of the scheme; "
             "run both on the same clip"
         )
-    if period < 2:
+    period = keyframes if isinstance(keyframes, int) else None
+    if period is not None and period < 2:
         raise ConfigError(f"period {period} has no residual frames to judge; use at least 2")
+    taken = _positions(keyframes, len(frame))
+    if frame and 0 not in taken:
+        raise ConfigError("frame 0 is not among the keyframes; judge a stream from its beginning")
     every = sorted(set(range(len(frame)) if counted is None else counted))
     if every and not 0 <= every[0] <= every[-1] < len(frame):
         raise ConfigError(f"frame {every[-1]} counts but the clip has {len(frame)} frames")
-    residual = [n for n in every if n % period]
+    residual = [n for n in every if n not in taken]
     if not residual:
         raise ConfigError(f"none of the {len(every)} counted frames is a residual frame")
-    held = hold(frame, period)
+    held = hold(frame, taken)
 
     def errors(frames: list[int]) -> Errors:
         return Errors(len(frames), error(frame, frames), error(held, frames), error(scheme, frames))
 
-    return Judgement(period, errors(residual), errors(every))
+    return Judgement(period, errors(residual), errors(every), len(taken))
 
 
 def predict(runner: Runner, frames: Iterable[Any], decode: Callable[[Any], P]) -> list[P]:

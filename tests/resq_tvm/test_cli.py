@@ -79,11 +79,23 @@ def test_run_writes_predictions(call: Any, artifact: str, tmp_path: Path) -> Non
     assert (summary["frames"], summary["keyframes"], summary["lost"]) == (7, 3, 0)
     assert summary["output"] == f"{out_path}.npz" and summary["overlay"] is None
     assert summary["arguments"]["period"] == 3
+    assert summary["reasons"] == {"first": 1, "period": 2}
     with np.load(summary["output"]) as archive:
         assert archive["output_0"].shape == (7, 3, 6, 5)
         assert archive["is_keyframe"].tolist() == [True, False, False] * 2 + [True]
+        assert archive["reason"].tolist() == ["first", "", "", "period", "", "", "period"]
         assert archive["frame_index"].tolist() == list(range(7))
     assert [p.name for p in out_path.parent.iterdir()] == ["out.npz"]
+
+
+def test_run_refuses_adaptive_keyframes_without_a_probe(
+    call: Any, artifact: str, tmp_path: Path
+) -> None:
+    arguments = ("run", artifact, "--input", "random", "-o", tmp_path / "o", "--keyframes")
+    code, _, err = call(*arguments, "adaptive")
+    assert code != 0 and "need a scheme that chooses bits" in err
+    code, _, err = call(*arguments, "period", "--max-distance", 5)
+    assert code != 0 and "needs keyframes 'adaptive'" in err
 
 
 def test_run_speaks_to_people_too(call: Any, artifact: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from resq_tvm.errors import ConfigError
-from resq_tvm.evaluate.judge import judge, predict, recovery
+from resq_tvm.evaluate.judge import hold, judge, predict, recovery
 
 
 def distance(predictions: Sequence[float], frames: Sequence[int]) -> float:
@@ -45,6 +45,18 @@ def test_only_counted_frames_count_but_keyframes_stay_where_they_are() -> None:
     judged = judge(frame, frame, 4, distance, counted=[3, 4, 5])
     assert judged.residual.frames == 2
     assert judged.residual.hold == pytest.approx((3 + 1) / 2)
+
+
+def test_keyframes_may_lie_anywhere() -> None:
+    frame = [float(n) for n in range(6)]
+    judged = judge(frame, [n + 0.5 for n in frame], [0, 1, 4], distance)
+    assert (judged.period, judged.keyframes) == (None, 3)
+    assert judged.residual.frames == 3
+    assert judged.residual.hold == pytest.approx((1 + 2 + 1) / 3)
+    assert hold(frame, [0, 1, 4]) == [0, 1, 1, 1, 4, 4]
+    assert judge(frame, frame, 4, distance).to_dict()["keyframes"] == 2
+    with pytest.raises(ConfigError, match="frame 0 is not among the keyframes"):
+        judge(frame, frame, [1, 4], distance)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -1,0 +1,103 @@
+"""Frames into a network's tensors and outputs out of them: checks, layouts, copies."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resq_tvm.errors import FrameError
+from resq_tvm.manifest import Manifest, TensorEntry
+
+Frame = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
+Output = NDArray[np.float32] | tuple[NDArray[np.float32], ...]
+
+_TO_NHWC = (0, 2, 3, 1)
+_TO_NCHW = (0, 3, 1, 2)
+
+
+class Buffers:
+    """The tensors in which one stream's frames are handed to the network.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Names, shapes and layouts of inputs and outputs.
+    copy : bool
+        Whether outputs are copies that the caller owns, or read-only views.
+    """
+
+    def __init__(self, manifest: Manifest, copy: bool) -> None:
+        self._entries = manifest.inputs
+        self._layouts = tuple(output.layout for output in manifest.outputs)
+        self._copy = copy
+        self._tensors: list[Any] = [None] * len(self._entries)
+
+    def load(self, frame: Frame, index: int) -> list[Any]:
+        """Check a frame and copy it into tensors, NHWC.
+
+        Parameters
+        ----------
+        frame : ndarray or tuple of ndarray
+            One float32 array per network input, in the source model's shape and layout.
+        index : int
+            Its position in the stream, for messages.
+
+        Raises
+        ------
+        FrameError
+            If the shape or dtype is wrong or the frame holds NaN or infinity.
+        """
+        arrays = frame if isinstance(frame, tuple) else (frame,)
+        if len(arrays) != len(self._entries):
+            raise FrameError(
+                f"frame {index} has {len(arrays)} arrays, the network takes "
+                f"{len(self._entries)}: {', '.join(e.name for e in self._entries)}"
+            )
+        for entry, array in zip(self._entries, arrays, strict=True):
+            _check(entry, array, index)
+        return [self._fill(i, array) for i, array in enumerate(arrays)]
+
+    def give_up(self, state: Any) -> None:
+        """Give up tensors that became part of a new state."""
+        held = {tensor.data_ptr() for tensor in state}
+        self._tensors = [None if tensor.data_ptr() in held else tensor for tensor in self._tensors]
+
+    def unload(self, results: Any) -> Output:
+        """Return a program's outputs in the source model's shape and layout, one as it is."""
+        outputs = tuple(self._array(i, tensor) for i, tensor in enumerate(results))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _fill(self, index: int, array: NDArray[np.float32]) -> Any:
+        import tvm
+
+        if self._entries[index].layout == "NCHW":
+            array = array.transpose(_TO_NHWC)
+        if self._tensors[index] is None:
+            self._tensors[index] = tvm.runtime.empty(array.shape, "float32")
+        np.copyto(np.from_dlpack(self._tensors[index]), array)
+        return self._tensors[index]
+
+    def _array(self, index: int, tensor: Any) -> NDArray[np.float32]:
+        array = cast("NDArray[np.float32]", np.from_dlpack(tensor))
+        if self._copy:
+            array = array.copy()
+        else:
+            array.flags.writeable = False
+        return array.transpose(_TO_NCHW) if self._layouts[index] == "NCHW" else array
+
+
+def _check(entry: TensorEntry, array: Any, index: int) -> None:
+    place = f"frame {index}, input {entry.name}"
+    if not isinstance(array, np.ndarray):
+        raise FrameError(f"{place} is a {type(array).__name__}; give a float32 NumPy array")
+    if array.dtype != np.float32:
+        raise FrameError(f"{place} has dtype {array.dtype}; give float32")
+    if array.shape != entry.shape:
+        raise FrameError(
+            f"{place} has shape {'x'.join(map(str, array.shape))}; the network takes "
+            f"{'x'.join(map(str, entry.shape))} {entry.layout}".rstrip()
+        )
+    if not np.isfinite(array).all():
+        raise FrameError(f"{place} holds NaN or infinity; clean the frame or drop it")

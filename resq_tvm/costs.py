@@ -1,0 +1,172 @@
+"""What the next frame will cost, learned from the frames before: the session's cost model.
+
+Nothing here reads a clock: times come in as milliseconds, predictions go out.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+SHARES = np.array([0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0])
+"""Shares of changed input between which the time of a residual frame is interpolated."""
+
+PRIOR = np.array([0.12, 0.35, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25])
+"""What is assumed of a residual frame at these shares until it is measured, in keyframes."""
+
+FRAME_PRIOR = 0.8  # what is assumed of a frame without state, in keyframes
+PROBE_PRIOR = 0.03
+_OWN = 0.25  # weight of a new measurement of a keyframe, a frame, a probe
+_RESIDUAL = 0.4  # weight of a new measurement of a residual frame
+_FORGET = 0.005  # share of its distance to the prior that a prediction loses with every frame
+_OUTLIER = 2.0  # a measurement counts as at most so many times (or one such part of) the prediction
+
+
+class Costs(Protocol):
+    """What the rules for keyframes ask; all times are milliseconds."""
+
+    @property
+    def keyframe(self) -> float:
+        """A keyframe."""
+
+    @property
+    def frame(self) -> float:
+        """A frame without state."""
+
+    @property
+    def probe(self) -> float:
+        """Finding out what changed."""
+
+    @property
+    def knows_frame(self) -> bool:
+        """Whether frames without state have been measured."""
+
+    def residual(self, share: float) -> float:
+        """Return the cost of a residual frame after its probe, at a share of change."""
+
+    def saw_keyframe(self, ms: float) -> None:
+        """Learn from a keyframe."""
+
+    def saw_frame(self, ms: float) -> None:
+        """Learn from a frame without state."""
+
+    def saw_probe(self, ms: float) -> None:
+        """Learn from a probe."""
+
+    def saw_residual(self, share: float, ms: float) -> None:
+        """Learn from a residual frame, its probe not included."""
+
+
+class CostModel:
+    """Moving averages, and for residual frames a monotone curve over the share that changed.
+
+    Keyframes and frames without state differ by a ratio that is learned where one follows the
+    other; so each also tells what the other costs now, and a machine that gets faster or slower
+    does not spoil the comparison. The curve goes back to its prior slowly: what was slow once is
+    tried again.
+    """
+
+    def __init__(self) -> None:
+        self._unit = 1.0  # a keyframe
+        self._runs = 0
+        self._ratio = FRAME_PRIOR
+        self._ratio_runs = 0
+        self._frames = 0
+        self._latest: tuple[str, float] | None = None  # program and time of the latest own frame
+        self._probe: float | None = None
+        self._points = np.full(SHARES.shape, np.nan)  # NaN: not measured
+        self._curve = PRIOR.copy()
+
+    @property
+    def keyframe(self) -> float:
+        """A keyframe; 1 before anything was measured."""
+        return self._unit
+
+    @property
+    def frame(self) -> float:
+        """A frame without state."""
+        return self._unit * self._ratio
+
+    @property
+    def probe(self) -> float:
+        """Finding out what changed."""
+        return self._unit * PROBE_PRIOR if self._probe is None else self._probe
+
+    @property
+    def knows_frame(self) -> bool:
+        """Whether two frames without state were measured; the first one warms caches."""
+        return self._frames > 1
+
+    def residual(self, share: float) -> float:
+        """Return the cost of a residual frame after its probe, at a share of change."""
+        return float(np.interp(share, SHARES, self._curve))
+
+    def saw_keyframe(self, ms: float) -> None:
+        """Learn from a keyframe."""
+        self._compare("keyframe", ms)
+        self._saw_unit(ms)
+
+    def saw_frame(self, ms: float) -> None:
+        """Learn from a frame without state."""
+        self._compare("frame", ms)
+        self._frames += 1
+        self._saw_unit(ms / self._ratio)
+
+    def saw_probe(self, ms: float) -> None:
+        """Learn from a probe."""
+        self._probe = ms if self._probe is None else _blend(self._probe, ms)
+
+    def saw_residual(self, share: float, ms: float) -> None:
+        """Learn from a residual frame, its probe not included.
+
+        The two points of the curve around the share move by their weight; others only as far as
+        the curve must rise.
+        """
+        right = int(np.clip(np.searchsorted(SHARES, share), 1, len(SHARES) - 1))
+        part = (share - SHARES[right - 1]) / (SHARES[right] - SHARES[right - 1])
+        weights = np.array([1 - part, part])
+        expected = self.residual(share)
+        error = _within(ms, expected) - expected
+        pair = self._curve[right - 1 : right + 1]
+        pair = pair + _RESIDUAL * error * weights / (weights @ weights)
+        low, high = pair if pair[0] <= pair[1] else (pair.mean(), pair.mean())
+        points = self._points
+        points[: right - 1] = np.minimum(points[: right - 1], low)
+        points[right + 1 :] = np.maximum(points[right + 1 :], high)
+        for index, value, weight in ((right - 1, low, 1 - part), (right, high, part)):
+            if weight > 0:
+                points[index] = value
+        self._redraw()
+
+    def _compare(self, program: str, ms: float) -> None:
+        """Learn the ratio, where a keyframe and a frame without state follow each other."""
+        if self._latest is not None and self._latest[0] != program:
+            other = self._latest[1]
+            ratio = float(np.clip(ms / other if program == "frame" else other / ms, 0.4, 1.0))
+            self._ratio = ratio if self._ratio_runs == 0 else _blend(self._ratio, ratio)
+            self._ratio_runs += 1
+        self._latest = (program, ms)
+
+    def _saw_unit(self, ms: float) -> None:
+        # The first run of all warms caches: the second replaces it.
+        self._unit = ms if self._runs < 2 else _blend(self._unit, ms)
+        self._runs += 1
+        self._redraw()
+
+    def _redraw(self) -> None:
+        """Draw the curve through what was measured, and near the prior elsewhere."""
+        prior = PRIOR * self._unit
+        self._points += _FORGET * (prior - self._points)
+        least = np.fmax.accumulate(np.where(np.isnan(self._points), 0.0, self._points))
+        known = np.where(np.isnan(self._points), np.inf, self._points)
+        most = np.fmin.accumulate(known[::-1])[::-1]
+        self._curve = np.clip(prior, least, most)
+
+
+def _blend(old: float, new: float) -> float:
+    return old + _OWN * (_within(new, old) - old)
+
+
+def _within(value: float, expected: float) -> float:
+    return float(np.clip(value, expected / _OUTLIER, expected * _OUTLIER))

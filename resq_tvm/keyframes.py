@@ -1,0 +1,261 @@
+"""Which frame is a keyframe: the rules (docs/streams.md), without clock, frames or programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from resq_tvm.costs import Costs
+from resq_tvm.errors import ConfigError
+
+Mode = Literal["period", "adaptive"]
+Program = Literal["keyframe", "residual", "frame"]
+Reason = Literal[
+    "first",
+    "forced",
+    "lost",
+    "period",
+    "max_distance",
+    "scene",
+    "cost",
+    "resume",
+    "measure",
+    "stateless",
+]
+Look = Literal["probe", "peek"]
+
+MAX_PERIODS = 4  # the default max_distance, in periods
+LONGEST_REST = 16  # frames without state before residuals are considered again
+_LONGEST_PROFILE = 256
+_SHORTEST_GROUP = 4  # that is expected: a few bad groups must not hide that the scene calmed down
+_USUAL = 8  # residual groups are taken to last so many frames until some have been seen
+_WEIGHT = 0.25  # of the latest group in what is expected of groups
+
+
+@dataclass(frozen=True)
+class KeyframePolicy:
+    """How a session chooses keyframes.
+
+    Attributes
+    ----------
+    mode : str
+        ``"period"``: every so many frames. ``"adaptive"``: when too much has changed, by what
+        frames cost; needs an artifact that chooses bits.
+    min_distance : int
+        Frames from one keyframe to the next at least, as far as the session chooses.
+    max_distance : int, optional
+        Frames from one keyframe to the next at most, in the mode ``"adaptive"``; four periods by
+        default.
+    guard : bool
+        Whether frames whose residual would not pay are computed on their own. It has an effect
+        only on artifacts that choose bits. Without it the mode ``"period"`` does not depend on
+        time that was measured.
+    """
+
+    mode: Mode = "period"
+    min_distance: int = 1
+    max_distance: int | None = None
+    guard: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` if a value is out of range."""
+        if self.mode not in ("period", "adaptive"):
+            raise ConfigError(f"keyframes {self.mode!r} are unknown; use period or adaptive")
+        if self.min_distance < 1:
+            raise ConfigError(f"min distance {self.min_distance} is out of range; use 1 or more")
+        if self.max_distance is None:
+            return
+        if self.mode == "period":
+            raise ConfigError("a max distance needs keyframes 'adaptive'; use period instead")
+        if self.max_distance < self.min_distance:
+            raise ConfigError(
+                f"max distance {self.max_distance} is below min distance {self.min_distance}"
+            )
+
+    def limit(self, period: int) -> int:
+        """Return the frames from one keyframe to the next at most."""
+        if self.mode == "period":
+            return period
+        return self.max_distance or max(MAX_PERIODS * period, self.min_distance)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which program computes a frame, and why; a residual frame needs no reason."""
+
+    program: Program
+    reason: Reason | None = None
+
+
+RESIDUAL = Decision("residual")
+
+
+class KeyframeSchedule:
+    """The rules at work on one stream.
+
+    A *group* is a keyframe and its residual frames. The schedule keeps account of what a group
+    saved, beside frames without state: a group that did not pay is followed by a *rest*, frames
+    without state, twice as many each time.
+
+    Parameters
+    ----------
+    policy : KeyframePolicy
+    limit : int
+        Frames from one keyframe to the next at most.
+    costs : Costs
+    has_residual, can_probe, can_rest, can_peek : bool
+        What the artifact has: residuals, a probe of what changed, frames without state, a
+        comparison of two such frames.
+    """
+
+    def __init__(
+        self,
+        policy: KeyframePolicy,
+        limit: int,
+        costs: Costs,
+        *,
+        has_residual: bool = True,
+        can_probe: bool = False,
+        can_rest: bool = False,
+        can_peek: bool = False,
+    ) -> None:
+        self.policy, self.limit, self.costs = policy, limit, costs
+        self.has_residual, self.can_rest, self.can_peek = has_residual, can_rest, can_peek
+        self.looks = can_probe and (policy.guard or policy.mode == "adaptive")
+        self.guards = can_probe and policy.guard
+        self._pending: Reason | None = "first"
+        self._distance = 0  # frames since and including the keyframe
+        self._saved = 0.0  # by the group so far, in milliseconds
+        self._rested = 0  # length of the latest rest, 0 after a group that paid
+        self._rest = 0  # frames without state still to come
+        self._resting = False  # the state is of another time
+        self._usual = float(min(limit, _USUAL))
+        self._profile = np.full(
+            min(limit, _LONGEST_PROFILE) + 1, np.nan
+        )  # distance → share that is usual there
+
+    def force(self, reason: Reason) -> None:
+        """Make the next frame a keyframe."""
+        if self._pending != "first":
+            self._pending = reason
+
+    @property
+    def ends_rest(self) -> bool:
+        """Whether this is the last frame of a rest: the next one may be compared with it."""
+        return self._resting and self._rest == 1 and self.can_peek
+
+    def start(self) -> Decision | Look:
+        """Return the decision, or what has to be looked at first."""
+        if not self.has_residual:
+            return Decision("keyframe", "stateless")
+        if self._pending is not None:
+            return Decision("keyframe", self._pending)
+        if self._rest > 0:
+            return Decision("frame", "cost")
+        if self.guards and self.can_rest and not self.costs.knows_frame:
+            return Decision("frame", "measure")
+        if self._resting:
+            return "peek" if self.can_peek else Decision("keyframe", "resume")
+        if self._distance >= self.limit:
+            return self._renew("period" if self.policy.mode == "period" else "max_distance")
+        return "probe" if self.looks else RESIDUAL
+
+    def after_probe(self, share: float) -> Decision:
+        """Decide on a frame of which that share changed since the keyframe."""
+        far_enough = self._distance >= self.policy.min_distance
+        adaptive = self.policy.mode == "adaptive"
+        if adaptive and far_enough and self._gain_of_renewal(share) > 0:
+            return self._renew("scene")
+        if not self.guards or self.costs.residual(share) <= self._own:
+            return RESIDUAL
+        if self.can_rest and not far_enough:
+            return self._start_rest()
+        return self._renew("cost") if far_enough else RESIDUAL
+
+    def after_peek(self, share: float) -> Decision:
+        """Decide on a frame of which that share changed since the frame before."""
+        residuals = (self._usual - 1) * (self.costs.residual(share) + self.costs.probe)
+        pays = self.costs.keyframe + residuals < self._usual * self.costs.frame
+        if pays and self._distance >= self.policy.min_distance:
+            return Decision("keyframe", "resume")
+        return self._start_rest()
+
+    def expected(self, share: float) -> float:
+        """Return the milliseconds that a residual frame would take, its probe included."""
+        return self.costs.probe + self.costs.residual(share)
+
+    def note(self, program: Program, ms: float, share: float | None, looked_ms: float) -> None:
+        """Take note of a frame.
+
+        Parameters
+        ----------
+        program : str
+            What computed it.
+        ms : float
+            How long that took.
+        share : float or None
+            What share of it had changed, None if nobody looked.
+        looked_ms : float
+            How long looking took.
+        """
+        if share is not None:
+            self.costs.saw_probe(looked_ms)
+        if program == "keyframe":
+            self._pending = None
+            self.costs.saw_keyframe(ms)
+            self._saved = self.costs.frame - self.costs.keyframe
+            self._distance, self._rest, self._resting = 1, 0, False
+            return
+        if program == "frame":
+            self.costs.saw_frame(ms)
+            self._rest = max(self._rest - 1, 0)
+        else:
+            if share is not None:
+                self.costs.saw_residual(share, ms)
+                self._learn(share)
+            self._saved += self.costs.frame - ms - looked_ms
+        self._distance += 1
+
+    @property
+    def _own(self) -> float:
+        """What the frame costs on its own."""
+        return self.costs.frame if self.can_rest else self.costs.keyframe
+
+    def _renew(self, reason: Reason) -> Decision:
+        """End a group: a keyframe, or a rest if the group did not pay."""
+        seen = max(min(self._distance, self.limit), min(_SHORTEST_GROUP, self.limit))
+        self._usual += _WEIGHT * (seen - self._usual)
+        if self.guards and self.can_rest and self._saved < 0:
+            return self._start_rest()
+        self._rested = 0
+        return Decision("keyframe", reason)
+
+    def _start_rest(self) -> Decision:
+        self._rest = min(2 * max(self._rested, 1), LONGEST_REST)
+        self._rested = self._rest
+        self._resting = True
+        return Decision("frame", "cost")
+
+    def _gain_of_renewal(self, share: float) -> float:
+        """Return the milliseconds that a keyframe now saves until the group would end anyway.
+
+        Going on: every frame costs as much as this one. A keyframe now: the frames after it cost
+        what is usual at their distance; where that is not known, as much as this one.
+        """
+        left = self.limit - self._distance
+        if left < 2:
+            return 0.0
+        now = min(self._own, self.costs.residual(share))
+        usual = self._profile[1:left]
+        after = [self.costs.residual(min(s, share)) for s in usual[~np.isnan(usual)]]
+        saved = sum(max(now - min(self._own, ms), 0.0) for ms in after)
+        return saved - (self.costs.keyframe - now)
+
+    def _learn(self, share: float) -> None:
+        """Learn how much has usually changed at this distance."""
+        at = self._distance
+        if at < len(self._profile):
+            old = self._profile[at]
+            self._profile[at] = share if np.isnan(old) else old + _WEIGHT * (share - old)
