@@ -96,11 +96,8 @@ class Energy:
         sums: list[list[Expr]] = [[] for _ in self.candidates]
         for first in range(0, width, self.shared):
             count = min(self.shared, width - first)
-            parts = (
-                self._bytes(y, x + first, count)
-                if self.bytes
-                else self._floats(y, x + first * step)
-            )
+            at_x = x + first * step
+            parts = self._bytes(y, at_x, count) if self.bytes else self._floats(y, at_x)
             for column, part in zip(sums, parts, strict=True):
                 column.append(part)
         return sums
