@@ -21,6 +21,7 @@ from resq_tvm.schedules.vecmath import MAGIC, clamp, fence
 
 _F = "float32"
 _CLAMP = 127
+_MOST = 2.0**31 - 128  # the largest float32 that is an int32; more than any block has
 
 
 def emit_gate(ctx: Context, epilogue: Epilogue) -> None:
@@ -33,6 +34,7 @@ def emit_gate(ctx: Context, epilogue: Epilogue) -> None:
     scratch = ctx.sparse.list
     limit = code.bind(load(ctx.sparse.thresholds, [ctx.kernel.gate.threshold], 1))
     # An integer is above a threshold if it is above the threshold's floor.
+    limit = tirx.Min(limit, tirx.const(_MOST, _F))
     limit = code.bind(cast(limit, "int32", 1), "limit")
     energy = _Energy(ctx, epilogue)
     with code.loop(down, "by") as i, code.loop(across, "bx") as j:
@@ -125,7 +127,7 @@ class _Energy:
                     self._add(acc, y0 + r, x0, start, min(LANES, extent - start), None)
             elif self.packed:
                 for q in range(0, size, PACK):
-                    self._four(acc, y0 + r, x0 + q)
+                    self._four(acc, y0 + r, x0 + q, min(PACK, size - q))
             else:
                 with code.loop(_rest(kernel.w, x0, size), "q") as q:
                     self._pixel(acc, y0 + r, x0 + q)
@@ -133,8 +135,8 @@ class _Energy:
         total = tirx.op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", lanes)
         return code.bind(total, "energy")
 
-    def _four(self, acc: Any, y: Expr, x: Expr) -> None:
-        """Add four pixels; of the last ones of a row only those that no vector before had."""
+    def _four(self, acc: Any, y: Expr, x: Expr, count: int) -> None:
+        """Add ``count`` of four pixels; at a row's end only those that no vector before had."""
         code, kernel = self.ctx.code, self.ctx.kernel
         mask = load(self.mask, [0], LANES)
         if kernel.w % PACK == 0 and self.gate.block % PACK == 0:
@@ -144,7 +146,10 @@ class _Energy:
         position = _index(x)
         with code.when(position < kernel.w):
             start = code.bind(tirx.Min(position, tirx.const(kernel.w - PACK, "int32")))
-            fresh = load(self.pixel, [0], LANES) >= splat(position - start, LANES)
+            pixel = load(self.pixel, [0], LANES)
+            fresh = pixel >= splat(position - start, LANES)
+            if count < PACK:
+                fresh = tirx.And(fresh, pixel < splat(position - start + count, LANES))
             mask = tirx.Select(fresh, mask, constant(0.0, _F, LANES))
             self._add(acc, y, start, 0, LANES, mask)
 
