@@ -5,15 +5,17 @@ Nothing here reads a clock: times come in as milliseconds, predictions go out.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Protocol
 
-import numpy as np
-
-SHARES = np.array([0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0])
+SHARES = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Shares of changed input between which the time of a residual frame is interpolated."""
 
-PRIOR = np.array([0.12, 0.35, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25])
-"""What is assumed of a residual frame at these shares until it is measured, in keyframes."""
+PRIOR = (0.1, 0.2, 0.3, 0.37, 0.43, 0.5, 0.65, 0.85)
+"""What is assumed of a residual frame at these shares until it is measured, in keyframes.
+
+Rather too little: what is thought too slow is never tried.
+"""
 
 FRAME_PRIOR = 0.8  # what is assumed of a frame without state, in keyframes
 PROBE_PRIOR = 0.03
@@ -75,8 +77,8 @@ class CostModel:
         self._frames = 0
         self._latest: tuple[str, float] | None = None  # program and time of the latest own frame
         self._probe: float | None = None
-        self._points = np.full(SHARES.shape, np.nan)  # NaN: not measured
-        self._curve = PRIOR.copy()
+        self._points: list[float | None] = [None] * len(SHARES)  # None: not measured
+        self._curve = list(PRIOR)
 
     @property
     def keyframe(self) -> float:
@@ -100,7 +102,9 @@ class CostModel:
 
     def residual(self, share: float) -> float:
         """Return the cost of a residual frame after its probe, at a share of change."""
-        return float(np.interp(share, SHARES, self._curve))
+        right, part = _place(share)
+        low, high = self._curve[right - 1 : right + 1]
+        return low + part * (high - low)
 
     def saw_keyframe(self, ms: float) -> None:
         """Learn from a keyframe."""
@@ -123,27 +127,27 @@ class CostModel:
         The two points of the curve around the share move by their weight; others only as far as
         the curve must rise.
         """
-        right = int(np.clip(np.searchsorted(SHARES, share), 1, len(SHARES) - 1))
-        part = (share - SHARES[right - 1]) / (SHARES[right] - SHARES[right - 1])
-        weights = np.array([1 - part, part])
+        right, part = _place(share)
+        weights = (1 - part, part)
         expected = self.residual(share)
-        error = _within(ms, expected) - expected
-        pair = self._curve[right - 1 : right + 1]
-        pair = pair + _RESIDUAL * error * weights / (weights @ weights)
-        low, high = pair if pair[0] <= pair[1] else (pair.mean(), pair.mean())
-        points = self._points
-        points[: right - 1] = np.minimum(points[: right - 1], low)
-        points[right + 1 :] = np.maximum(points[right + 1 :], high)
-        for index, value, weight in ((right - 1, low, 1 - part), (right, high, part)):
+        step = _RESIDUAL * (_within(ms, expected) - expected) / (weights[0] ** 2 + weights[1] ** 2)
+        low = self._curve[right - 1] + step * weights[0]
+        high = self._curve[right] + step * weights[1]
+        if low > high:
+            low = high = (low + high) / 2
+        for i, point in enumerate(self._points):
+            if point is not None:
+                self._points[i] = min(point, low) if i < right else max(point, high)
+        for i, value, weight in ((right - 1, low, weights[0]), (right, high, weights[1])):
             if weight > 0:
-                points[index] = value
+                self._points[i] = value
         self._redraw()
 
     def _compare(self, program: str, ms: float) -> None:
         """Learn the ratio, where a keyframe and a frame without state follow each other."""
         if self._latest is not None and self._latest[0] != program:
             other = self._latest[1]
-            ratio = float(np.clip(ms / other if program == "frame" else other / ms, 0.4, 1.0))
+            ratio = min(max(ms / other if program == "frame" else other / ms, 0.4), 1.0)
             self._ratio = ratio if self._ratio_runs == 0 else _blend(self._ratio, ratio)
             self._ratio_runs += 1
         self._latest = (program, ms)
@@ -156,12 +160,23 @@ class CostModel:
 
     def _redraw(self) -> None:
         """Draw the curve through what was measured, and near the prior elsewhere."""
-        prior = PRIOR * self._unit
-        self._points += _FORGET * (prior - self._points)
-        least = np.fmax.accumulate(np.where(np.isnan(self._points), 0.0, self._points))
-        known = np.where(np.isnan(self._points), np.inf, self._points)
-        most = np.fmin.accumulate(known[::-1])[::-1]
-        self._curve = np.clip(prior, least, most)
+        prior = [part * self._unit for part in PRIOR]
+        least = 0.0
+        for i, point in enumerate(self._points):
+            if point is not None:
+                least = self._points[i] = point + _FORGET * (prior[i] - point)
+            self._curve[i] = max(prior[i], least) if point is None else least
+        most = float("inf")
+        for i in reversed(range(len(SHARES))):
+            point = self._points[i]
+            most = min(most, self._curve[i]) if point is None else point
+            self._curve[i] = most
+
+
+def _place(share: float) -> tuple[int, float]:
+    """Return the point to the right of a share, and how far it is on the way there."""
+    right = min(max(bisect_left(SHARES, share), 1), len(SHARES) - 1)
+    return right, (share - SHARES[right - 1]) / (SHARES[right] - SHARES[right - 1])
 
 
 def _blend(old: float, new: float) -> float:
@@ -169,4 +184,4 @@ def _blend(old: float, new: float) -> float:
 
 
 def _within(value: float, expected: float) -> float:
-    return float(np.clip(value, expected / _OUTLIER, expected * _OUTLIER))
+    return min(max(value, expected / _OUTLIER), expected * _OUTLIER)

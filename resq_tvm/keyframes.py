@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from resq_tvm.costs import Costs
 from resq_tvm.errors import ConfigError
 
@@ -28,7 +26,6 @@ Look = Literal["probe", "peek"]
 
 MAX_PERIODS = 4  # the default max_distance, in periods
 LONGEST_REST = 16  # frames without state before residuals are considered again
-_LONGEST_PROFILE = 256
 _SHORTEST_GROUP = 4  # that is expected: a few bad groups must not hide that the scene calmed down
 _USUAL = 8  # residual groups are taken to last so many frames until some have been seen
 _WEIGHT = 0.25  # of the latest group in what is expected of groups
@@ -127,14 +124,12 @@ class KeyframeSchedule:
         self.guards = can_probe and policy.guard
         self._pending: Reason | None = "first"
         self._distance = 0  # frames since and including the keyframe
-        self._saved = 0.0  # by the group so far, in milliseconds
+        self._spent = 0.0  # by the group so far, in milliseconds
         self._rested = 0  # length of the latest rest, 0 after a group that paid
         self._rest = 0  # frames without state still to come
         self._resting = False  # the state is of another time
         self._usual = float(min(limit, _USUAL))
-        self._profile = np.full(
-            min(limit, _LONGEST_PROFILE) + 1, np.nan
-        )  # distance → share that is usual there
+        self._before: float | None = None  # what the frame before was expected to cost
 
     def force(self, reason: Reason) -> None:
         """Make the next frame a keyframe."""
@@ -166,7 +161,7 @@ class KeyframeSchedule:
         """Decide on a frame of which that share changed since the keyframe."""
         far_enough = self._distance >= self.policy.min_distance
         adaptive = self.policy.mode == "adaptive"
-        if adaptive and far_enough and self._gain_of_renewal(share) > 0:
+        if adaptive and self._has_changed(share) and far_enough:
             return self._renew("scene")
         if not self.guards or self.costs.residual(share) <= self._own:
             return RESIDUAL
@@ -205,17 +200,18 @@ class KeyframeSchedule:
         if program == "keyframe":
             self._pending = None
             self.costs.saw_keyframe(ms)
-            self._saved = self.costs.frame - self.costs.keyframe
+            self._spent, self._before = self.costs.keyframe, None
             self._distance, self._rest, self._resting = 1, 0, False
             return
+        if share is not None:
+            self._spent += self.costs.probe
         if program == "frame":
             self.costs.saw_frame(ms)
+            self._spent += self.costs.frame
             self._rest = max(self._rest - 1, 0)
-        else:
-            if share is not None:
-                self.costs.saw_residual(share, ms)
-                self._learn(share)
-            self._saved += self.costs.frame - ms - looked_ms
+        elif share is not None:
+            self.costs.saw_residual(share, ms)
+            self._spent += self.costs.residual(share)
         self._distance += 1
 
     @property
@@ -223,11 +219,16 @@ class KeyframeSchedule:
         """What the frame costs on its own."""
         return self.costs.frame if self.can_rest else self.costs.keyframe
 
+    @property
+    def _paid(self) -> bool:
+        """Whether the group took less time than as many frames on their own."""
+        return self._spent <= self._distance * self.costs.frame
+
     def _renew(self, reason: Reason) -> Decision:
         """End a group: a keyframe, or a rest if the group did not pay."""
         seen = max(min(self._distance, self.limit), min(_SHORTEST_GROUP, self.limit))
         self._usual += _WEIGHT * (seen - self._usual)
-        if self.guards and self.can_rest and self._saved < 0:
+        if self.guards and self.can_rest and not self._paid:
             return self._start_rest()
         self._rested = 0
         return Decision("keyframe", reason)
@@ -238,24 +239,13 @@ class KeyframeSchedule:
         self._resting = True
         return Decision("frame", "cost")
 
-    def _gain_of_renewal(self, share: float) -> float:
-        """Return the milliseconds that a keyframe now saves until the group would end anyway.
+    def _has_changed(self, share: float) -> bool:
+        """Return whether a residual frame costs more than the group's frames did on average.
 
-        Going on: every frame costs as much as this one. A keyframe now: the frames after it cost
-        what is usual at their distance; where that is not known, as much as this one.
+        The keyframe counts as one of them. Where frames get dearer with their distance, to renew
+        at that point gives the lowest average; where they do not, it never comes.
         """
-        left = self.limit - self._distance
-        if left < 2:
-            return 0.0
-        now = min(self._own, self.costs.residual(share))
-        usual = self._profile[1:left]
-        after = [self.costs.residual(min(s, share)) for s in usual[~np.isnan(usual)]]
-        saved = sum(max(now - min(self._own, ms), 0.0) for ms in after)
-        return saved - (self.costs.keyframe - now)
-
-    def _learn(self, share: float) -> None:
-        """Learn how much has usually changed at this distance."""
-        at = self._distance
-        if at < len(self._profile):
-            old = self._profile[at]
-            self._profile[at] = share if np.isnan(old) else old + _WEIGHT * (share - old)
+        now = min(self._own, self.costs.residual(share)) + self.costs.probe
+        before, self._before = self._before, now
+        mean = now if before is None else (now + before) / 2
+        return mean > self._spent / self._distance
