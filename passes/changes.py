@@ -32,6 +32,9 @@ class WorkspaceTensor:
     refresh : bool
         Whether it has to be filled anew after every keyframe: tiles of kernels that write
         keyframe values where nothing changed.
+    output : int or None
+        The network's output that it holds, if a keyframe's own output can take its place: then
+        nothing has to be written where nothing changed.
     """
 
     name: str
@@ -39,6 +42,7 @@ class WorkspaceTensor:
     dtype: str
     fill: int = 0
     refresh: bool = False
+    output: int | None = None
 
 
 class Workspace:
@@ -54,13 +58,21 @@ class Workspace:
         Of all kernels.
     kernels : int
         How many there are.
+    outputs : dict
+        Variable → number of the network's output that it is, in the layout that the program keeps.
     """
 
     def __init__(
-        self, func: Any, state: list[Any], planes: Iterable[tuple[int, int, int]], kernels: int
+        self,
+        func: Any,
+        state: list[Any],
+        planes: Iterable[tuple[int, int, int]],
+        kernels: int,
+        outputs: dict[Any, int],
     ) -> None:
         self.deltas = frozenset(json.loads(str(func.attrs["resq.deltas"])))
         self.fixed = set(state)
+        self.outputs = outputs
         self.tensors: list[WorkspaceTensor] = []
         self.maps: dict[Any, TensorSpec] = {}  # variable → its map
         self.kernels = kernels
@@ -107,18 +119,22 @@ class Workspace:
             maps, everywhere, out_maps, 1, self.kernels, index, self.list_size, gate_map
         )
         code = kernel.code
-        for spec in kernel.outputs:
+        full = [
+            var
+            for var, spec in zip(results, kernel.outputs, strict=True)
+            if spec.dtype != code.dtype and var.name not in self.deltas
+        ]
+        replaced = all(var in self.outputs for var in full)
+        for var, spec in zip(results, kernel.outputs, strict=True):
             fill = code.zero_point if spec.dtype == code.dtype else 0
-            self._add(WorkspaceTensor(spec.name, spec.shape, spec.dtype, fill))
+            output = self.outputs.get(var) if replaced and var in full else None
+            self._add(WorkspaceTensor(spec.name, spec.shape, spec.dtype, fill, output=output))
         for one in output_maps(sparse):
             self._add(WorkspaceTensor(one.name, one.shape, one.dtype))
-        full = any(
-            spec.dtype != code.dtype and var.name not in self.deltas
-            for var, spec in zip(results, kernel.outputs, strict=True)
-        )
+        refresh = not replaced
         tiles = (kernel.h * kernel.w,)
         name = f"{kernel.name}_tiles"
-        self._add(WorkspaceTensor(name, tiles, "uint8", REFRESH if full else 0, full))
+        self._add(WorkspaceTensor(name, tiles, "uint8", REFRESH if refresh else 0, refresh))
         return replace(kernel, sparse=sparse)
 
 

@@ -232,7 +232,12 @@ class _Writer:
         if "resq.deltas" in plan.func.attrs:
             calls = plan.composite_calls()
             planes = [plane_of(plan.results(var)[0]) for var, _ in calls]
-            self.workspace = Workspace(plan.func, plan.state_in, planes, len(calls))
+            outputs = {
+                v: i
+                for i, v in enumerate(plan.outputs)
+                if plan.physical_type(v)[0] == plan.spec(v).shape
+            }
+            self.workspace = Workspace(plan.func, plan.state_in, planes, len(calls), outputs)
 
     def emit_kernels(self) -> None:
         """Ask the schedules for a PrimFunc per composite call."""

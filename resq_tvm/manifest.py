@@ -85,7 +85,8 @@ class StateEntry(_Open):
 class WorkspaceEntry(_Strict):
     """One tensor that the residual program of a dynamic scheme keeps from frame to frame.
 
-    ``fill`` is its content before the first frame, and after every keyframe if ``refresh``.
+    ``fill`` is its content before the first frame, and after every keyframe if ``refresh``. A
+    keyframe's output of number ``output`` takes its place.
     """
 
     name: str
@@ -93,6 +94,7 @@ class WorkspaceEntry(_Strict):
     dtype: Literal["float32", "float16", "int8", "uint8", "int32"]
     fill: int = 0
     refresh: bool = False
+    output: Annotated[int, Field(ge=0)] | None = None
 
 
 class LayerEntry(_Open):

@@ -44,6 +44,9 @@ class Programs:
         self._views: dict[str, NDArray[Any]] = {}
         self._changed: list[NDArray[Any]] = []
         self._probed = False
+        self._share = 1.0  # of the frame that the probe saw
+        self._results: Any = None  # of the latest keyframe or residual frame
+        self._as_key = False  # whether they are those of the keyframe
 
     @property
     def has_residual(self) -> bool:
@@ -80,10 +83,31 @@ class Programs:
         """Run the keyframe program and keep its state; return the outputs."""
         results, self.state = self._keyframe(*tensors, self._params)
         self._probed = False
-        for entry in self._entries if self._workspace is not None else ():
-            if entry.refresh:
-                self._views[entry.name].fill(entry.fill)
+        if self.is_sparse:
+            self._results, self._as_key = results, True
+            self.prepare()
+            for entry in self._entries:
+                if entry.refresh:
+                    self._views[entry.name].fill(entry.fill)
+            self._take_over(results)
         return results
+
+    def _take_over(self, results: Any) -> None:
+        """Let residual frames go on from the keyframe's outputs, in place."""
+        held = {t.data_ptr() for t in self.state}
+        changed = False
+        for number, entry in enumerate(self._entries):
+            if entry.output is None:
+                continue
+            result = results[entry.output]
+            if result.data_ptr() in held:  # state must not change
+                np.copyto(self._views[entry.name], np.from_dlpack(result))
+                continue
+            self._tensors[number] = result
+            self._views[entry.name] = np.from_dlpack(result)
+            changed = True
+        if changed:
+            self._workspace = _tuple(self._tensors)
 
     def frame(self, tensors: list[Any]) -> Any:
         """Run the frame program; return the outputs. State and workspace stay as they are."""
@@ -96,9 +120,9 @@ class Programs:
         """Find out what share of the frame changed since the keyframe; 1 if that is not known."""
         if self._probe is None:
             return 1.0
-        share = self._compare(tensors, self.state)
+        self._share = self._compare(tensors, self.state)
         self._probed = True
-        return share
+        return self._share
 
     def note(self, tensors: list[Any]) -> None:
         """Keep a frame for `peek`."""
@@ -141,9 +165,15 @@ class Programs:
             return results
         if not self._probed:
             self.probe(tensors)
+        self._probed = False
+        # A frame's share says everything only if every input has a gate.
+        unchanged = self._share == 0 and len(self._changed) == self._input_count
+        if unchanged and self._as_key:
+            self._views["counts"].fill(0)
+            return self._results
         self.prepare()
         results, _ = self._residual(*tensors, self.state, self._workspace, self._params)
-        self._probed = False
+        self._results, self._as_key = results, unchanged
         return results
 
     @property
@@ -161,14 +191,14 @@ class Programs:
             return
         import tvm
 
-        tensors = []
+        self._tensors: list[Any] = []
         for entry in self._entries:
             tensor = tvm.runtime.empty(entry.shape, entry.dtype)
             view = np.from_dlpack(tensor)
             view.fill(entry.fill)
-            tensors.append(tensor)
+            self._tensors.append(tensor)
             self._views[entry.name] = view
-        self._workspace = _tuple(tensors)
+        self._workspace = _tuple(self._tensors)
 
 
 def _tuple(tensors: Iterable[Any]) -> Any:

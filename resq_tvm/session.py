@@ -63,7 +63,8 @@ class Session:
         choose bits), or a policy with distances.
     copy : bool
         True returns outputs that the caller owns. False returns read-only views of the network's
-        own buffers, which stay valid as long as they are referenced.
+        own buffers, which stay valid as long as they are referenced; those of an artifact that
+        chooses bits change with the next frame.
     threads : int, optional
         Threads per frame; every available CPU by default.
     threshold_scale : float
