@@ -44,14 +44,24 @@ def to_logical(spec: TensorSpec, array: Array, code_zero: int) -> Array:
     return inner
 
 
-def run(kernel: FusedKernel, inputs: dict[str, Array]) -> dict[str, Array]:
-    """Evaluate a kernel on logical inputs (codes signed); returns logical outputs."""
+def run(
+    kernel: FusedKernel, inputs: dict[str, Array], changed: Array | None = None
+) -> dict[str, Array]:
+    """Evaluate a kernel on logical inputs (codes signed); returns logical outputs.
+
+    ``changed`` (h, w, 1) says where a gate lets its first argument pass. Choices of bits are not
+    evaluated: codes are the finest.
+    """
     anchor = _anchor(kernel, inputs)
     values: list[Array] = []
     with np.errstate(all="ignore"):
         for node in kernel.nodes:
             args = [values[a] for a in node.args]
-            values.append(_node(kernel, node, args, anchor, inputs))
+            if node.op == "gate":
+                assert changed is not None
+                values.append(np.where(changed, *args))
+            else:
+                values.append(_node(kernel, node, args, anchor, inputs))
     out = {}
     for store in kernel.stores:
         spec = kernel.tensor(store.name)
