@@ -1,6 +1,6 @@
 """What the guard promises: a session of a dynamic scheme beside the frame-quantized artifact.
 
-    python benchmarks/moving_camera.py dynamic.resq W8A8.resq clips/bikes.mp4
+    python -m benchmarks.moving_camera dynamic.resq W8A8.resq clips/bikes.mp4 --record espnet_bikes
 
 Both run the same frames in turn, frame by frame, so that a slow moment of the machine hits both.
 Every round starts a new session; the ratio is that of the sums over a round.
@@ -24,12 +24,14 @@ parser.add_argument("--crop", help="y,x,height,width")
 parser.add_argument("--count", type=int, default=100)
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--threads", type=int, default=1)
+parser.add_argument("--record", metavar="NAME", help="write into docs/figures.md under that name")
 args = parser.parse_args()
 os.environ["TVM_NUM_THREADS"] = str(args.threads)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would slow their neighbours
 
 import numpy as np  # noqa: E402
 
+from benchmarks.record import record  # noqa: E402
 from resq_tvm.artifact import Artifact  # noqa: E402
 from resq_tvm.cli.options import choose_clip  # noqa: E402
 from resq_tvm.device import fingerprint  # noqa: E402
@@ -53,6 +55,8 @@ def main() -> None:
     frames = [np.array(prepare(picture)) for picture in islice(good, args.count)]
     print(f"device: {fingerprint(args.threads)}\n{len(frames)} frames, {args.rounds} rounds")
     plain = Session(alone, copy=False, threads=args.threads)
+    lines = ["| keyframes | ms per frame | plain W8A8 | ratio | least | most | frames |"]
+    lines.append("|" + " --- |" * 7)
     for name, policy in POLICIES.items():
         rounds = []
         for _ in range(args.rounds + 1):
@@ -73,8 +77,19 @@ def main() -> None:
         print(
             f"{name:18} {ms[1]:6.2f} ms beside {ms[0]:6.2f}: "
             f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})  "
-            f"{dict(kinds)}"
+            f"{dict(kinds)}",
+            flush=True,
         )
+        found = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+        lines.append(
+            f"| {name} | {ms[1]:.2f} | {ms[0]:.2f} | {statistics.median(ratios):.3f} "
+            f"| {min(ratios):.3f} | {max(ratios):.3f} | {found} |"
+        )
+    if args.record:
+        title = (
+            f"Moving camera: {args.record}, {artifact.manifest.scheme}, {args.threads} thread(s)"
+        )
+        record(title, lines, fingerprint(args.threads))
 
 
 main()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,16 +26,15 @@ from tvm import relax
 
 from resq_tvm.passes.changes import THRESHOLDS, Workspace, WorkspaceTensor, with_thresholds
 from resq_tvm.passes.fuse import plane_of
-from resq_tvm.passes.graph import Graph, inputs_of, is_linear_layer, op_name, recall, shape_of
-from resq_tvm.passes.kernel_spec import Thresholds, read_kernel, required_halo
+from resq_tvm.passes.graph import Graph, is_linear_layer, op_name, recall, shape_of
+from resq_tvm.passes.kernel_spec import Thresholds, read_kernel
+from resq_tvm.passes.layouts import Plan, agree_on_state, renamed
 from resq_tvm.schedules.context import input_maps, output_maps
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.emit import emit
 from resq_tvm.schedules.rules import decide
-from resq_tvm.schedules.spec import FusedKernel, TensorSpec
+from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.targets.preset import Target
-
-GRANULE = 8  # channels are padded to half vectors: c = 8 and 24 are common
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +72,8 @@ class Lowered:
 def lower(mod: tvm.IRModule, target: Target) -> Lowered:
     """Lower the fused ``keyframe`` (and ``residual``, if any) for a target."""
     programs: list[str] = [n for n in ("keyframe", "residual") if n in _names(mod)]
-    plans = {n: _Plan(mod, n, target) for n in programs}
-    _agree_on_state(plans)
+    plans = {n: Plan(mod, n, target) for n in programs}
+    agree_on_state(plans)
     constants = _Constants()
     kernels: dict[str, KernelRecord] = {}
     writers = [_Writer(plans[n], constants, kernels, target) for n in programs]
@@ -104,102 +103,6 @@ def _names(mod: tvm.IRModule) -> list[str]:
     return [g.name_hint for g in mod.get_global_vars()]
 
 
-class _Plan:
-    """The physical layout of every value of one fused program."""
-
-    def __init__(self, mod: tvm.IRModule, program: str, target: Target) -> None:
-        self.mod, self.program, self.target = mod, program, target
-        self.func = mod[program]
-        self.graph = Graph.of(self.func)
-        self.producers = self.graph.producers
-        body = self.graph.result
-        frames = int(self.func.attrs["num_input"])
-        self.frames = list(self.func.params)[:frames]
-        self.state_in = list(self.func.params)[frames:]
-        self.outputs = list(body.fields[0].fields)
-        self.state_out = list(body.fields[1].fields)
-        self.plain = self._plain()
-        self.halos: dict[Any, tuple[int, int, int, int]] = {}
-        for _, call in self.composite_calls():
-            self._note_halos(call)
-
-    def composite_calls(self) -> list[tuple[Any, Any]]:
-        return [(v, e) for v, e in self.graph.bindings if self.composite(e) is not None]
-
-    def composite(self, expr: Any) -> Any:
-        """Return the composite function that a call runs, else None."""
-        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.GlobalVar):
-            return self.mod[expr.op]
-        return None
-
-    def results(self, var: Any) -> list[Any]:
-        """Return the variables that hold a composite call's results, in order."""
-        if not isinstance(var.ty, relax.TupleType):
-            return [var]
-        items: dict[int, Any] = {}
-        for v, e in self.graph.bindings:
-            if isinstance(e, relax.TupleGetItem) and e.tuple_value.same_as(var):
-                items[int(e.index)] = v
-        return [items[i] for i in range(len(var.ty.fields))]
-
-    def _plain(self) -> set[Any]:
-        plain = {*self.frames, *self.outputs}
-        for var, expr in self.graph.bindings:
-            if op_name(expr):
-                plain |= {var, *inputs_of(expr)}
-        return plain
-
-    def _note_halos(self, call: Any) -> None:
-        func = self.composite(call)
-        inner = Graph.of(func)
-        outer = dict(zip(func.params, call.args, strict=True))
-        for _, expr in inner.bindings:
-            if not is_linear_layer(expr) or str(expr.args[0].ty.dtype) != "int8":
-                continue
-            cat = inner.producers.get(expr.args[0])
-            for piece in inputs_of(cat) if cat is not None else [expr.args[0]]:
-                old = self.halos.get(outer[piece], (0, 0, 0, 0))
-                new = required_halo(expr)
-                top, left, bottom, right = (max(a, b) for a, b in zip(old, new, strict=True))
-                self.halos[outer[piece]] = (top, left, bottom, right)
-
-    def spec(self, var: Any) -> TensorSpec:
-        """Return the physical tensor of a variable."""
-        h, w, c = plane_of(var)
-        dtype = str(var.ty.dtype)
-        if dtype == "int8":
-            c_phys = 4 if c <= 4 else _padded(c)
-            halo = self.halos.get(var, (0, 0, 0, 0))
-            return TensorSpec(var.name, h, w, c, self.target.code.dtype, c_phys, halo)
-        c_phys = c if var in self.plain or c <= 4 else _padded(c)
-        return TensorSpec(var.name, h, w, c, dtype, c_phys)
-
-    def physical_type(self, var: Any) -> tuple[tuple[int, ...], str]:
-        """Return the shape and dtype under which the program holds a variable."""
-        spec = self.spec(var)
-        return (shape_of(var) if var in self.plain else spec.shape), spec.dtype
-
-
-def _agree_on_state(plans: dict[str, _Plan]) -> None:
-    """Give each state tensor one layout in both programs."""
-    if "residual" not in plans:
-        return
-    key, res = plans["keyframe"], plans["residual"]
-    for made, read, new in zip(key.state_out, res.state_in, res.state_out, strict=True):
-        if made in key.plain or read in res.plain or new in res.plain:
-            key.plain.add(made)
-            res.plain |= {read, new}
-
-
-def _renamed(spec: TensorSpec, taken: set[str]) -> TensorSpec:
-    """Return the tensor under a name that no input has (a copied frame keeps its name)."""
-    return replace(spec, name=f"{spec.name}_copy") if spec.name in taken else spec
-
-
-def _padded(c: int) -> int:
-    return -(-c // GRANULE) * GRANULE
-
-
 class _Constants:
     """The shared parameter tuple; equal arrays are stored once."""
 
@@ -223,7 +126,7 @@ class _Writer:
     """Writes one lowered program."""
 
     def __init__(
-        self, plan: _Plan, constants: _Constants, kernels: dict[str, KernelRecord], target: Target
+        self, plan: Plan, constants: _Constants, kernels: dict[str, KernelRecord], target: Target
     ) -> None:
         self.plan, self.constants, self.kernels, self.target = plan, constants, kernels, target
         self.emitted: dict[Any, tuple[Any, FusedKernel, list[int]]] = {}
@@ -247,7 +150,7 @@ class _Writer:
             func = plan.composite(call)
             reads = [plan.spec(a) for a in call.args]
             taken = {s.name for s in reads}
-            exports = [_renamed(plan.spec(v), taken) for v in plan.results(var)]
+            exports = [renamed(plan.spec(v), taken) for v in plan.results(var)]
             kernel = read_kernel(
                 call.op.name_hint, func, reads, exports, self.target.code, self.thresholds
             )

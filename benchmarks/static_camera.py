@@ -1,0 +1,253 @@
+"""Dynamic-ResQ on clips of static cameras, one thread, beside int8 peers.
+
+    python -m benchmarks.static_camera --case blazepose_vtest espnet_car espnet_vtest
+
+Per case thresholds are fitted on the first frames of the clip; then the clip runs at period T, with
+these thresholds and with multiples of them (``--scales``): mean milliseconds of whole `Session`
+calls, keyframes included, against a plain W8A8 artifact frame by frame and the peers, and the
+recovery beside that of static W8A8->W8A8. ``--qnet CASE=FOLDER`` takes a fitted network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--case", nargs="+", default=["blazepose_vtest", "espnet_car", "espnet_vtest"])
+parser.add_argument("--qnet", nargs="*", default=[], help="CASE=FOLDER")
+parser.add_argument("--scheme", default="W8A8->W8A{0,8}")
+parser.add_argument("--budget", default="15 %", help="rise of the error that fitting allows")
+parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.5, 2, 4])
+parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--threads", type=int, default=1)
+parser.add_argument("--json", type=Path)
+parser.add_argument("--keep", type=Path, help="folder to keep artifacts in, and to find them")
+parser.add_argument("--record", action="store_true", help="write into docs/figures.md")
+args = parser.parse_args()
+os.environ["TVM_NUM_THREADS"] = str(args.threads)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+import resq_tvm as resq  # noqa: E402
+from benchmarks import peers  # noqa: E402
+from benchmarks.networks import DATA  # noqa: E402
+from benchmarks.record import record  # noqa: E402
+from resq_tvm.accuracy import against_float, plain  # noqa: E402
+from resq_tvm.artifact import Artifact  # noqa: E402
+from resq_tvm.device import fingerprint  # noqa: E402
+from resq_tvm.evaluate.judge import judge  # noqa: E402
+from resq_tvm.evaluate.measures import error_against_float, float_outputs  # noqa: E402
+from resq_tvm.keyframes import KeyframePolicy  # noqa: E402
+from resq_tvm.predict import make_preprocessor  # noqa: E402
+from resq_tvm.processing.config import load_processing  # noqa: E402
+from resq_tvm.processing.postprocess import interpret  # noqa: E402
+from resq_tvm.quantize.qnet import QuantizedNetwork  # noqa: E402
+from resq_tvm.video.clip import Clip, FrameRange  # noqa: E402
+from resq_tvm.video.source import open_clip  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network on a part of a clip."""
+
+    model: Path
+    processing: str
+    clip: Path
+    frames: str
+    fitted: int  # frames that calibrate and fit
+    period: int
+    crop: tuple[int, int, int, int] | None = None
+
+    def open(self) -> Clip:
+        """Return the clip, cut and cropped."""
+        return open_clip(str(self.clip)).select(
+            frames=FrameRange.parse(self.frames), crop=self.crop
+        )
+
+
+ESPNET, BLAZEPOSE = DATA / "models/espnet_camvid.onnx", DATA / "models/blazepose_full.tflite"
+VTEST, CAR = DATA / "clips/vtest.avi", DATA / "clips/car-detection.mp4"
+CASES = {
+    "blazepose_vtest": Case(
+        BLAZEPOSE, "blazepose", VTEST, "400:432", 16, 8, (160, 240, 160, 160)
+    ),
+    # The part of the clip where holding is clearly worse than computing every frame.
+    "espnet_car": Case(ESPNET, "espnet_camvid", CAR, "48:96", 24, 8),
+    "espnet_vtest": Case(ESPNET, "espnet_camvid", VTEST, "480:528", 24, 8),
+}  # fmt: skip
+
+
+def artifact(name: str, qnet: QuantizedNetwork, processing: Any, folder: Path) -> Artifact:
+    """Compile, or load what an earlier run kept."""
+    path = folder / f"{name}.resq"
+    if path.is_dir():
+        return Artifact.load(path)
+    return resq.compile(qnet, output=path, processing=processing)
+
+
+def run(session: Any, frames: list[NDArray[np.float32]]) -> list[tuple[str, float]]:
+    """Run frames; return program and milliseconds of each call."""
+    session.reset()
+    spans = []
+    for frame in frames:
+        start = time.perf_counter()
+        session(frame)
+        spans.append((session.last.kind, (time.perf_counter() - start) * 1e3))
+    return spans
+
+
+def predictions(session: Any, frames: list[NDArray[np.float32]], task: Any) -> list[Any]:
+    """Run frames; return what each predicts."""
+    session.reset()
+    layouts = [o.layout for o in session.artifact.manifest.outputs]
+    found = []
+    for frame in frames:
+        output = session(frame)
+        outputs = output if isinstance(output, tuple) else (output,)
+        found.append(np.array(plain(interpret(task, outputs, layouts))))
+    return found
+
+
+def measure(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Measure one case."""
+    case = CASES[name]
+    processing = load_processing(case.processing)
+    net = resq.load(str(case.model))
+    prepare = make_preprocessor(processing, net.inputs)
+    frames = [np.array(prepare(p)) for p in case.open() if p is not None]
+    first = frames[: case.fitted]
+    given = dict(text.split("=", 1) for text in args.qnet)
+    if name in given:
+        dynamic = QuantizedNetwork.load(given[name])
+    else:
+        qnet = resq.calibrate(net, [first], args.scheme, period=case.period)
+        error = error_against_float(net, processing.task, float_outputs(net, first))
+        dynamic, report = resq.fit_thresholds(
+            qnet, [first], error=error, budget=args.budget, period=case.period, progress=print
+        )
+        print(report, flush=True)
+    made = {
+        "frame": ("W8A8", None),
+        "static": ("W8A8->W8A8", None),
+        "dynamic": (dynamic.scheme, dynamic),
+    }
+    unguarded = KeyframePolicy(guard=False)
+    artifacts = {}
+    for kind, (scheme, qnet) in made.items():
+        if qnet is None:
+            qnet = resq.calibrate(net, [first], scheme, period=case.period)
+        artifacts[kind] = artifact(f"{name}_{kind}", qnet, processing, folder)
+    options = {"period": case.period, "copy": False, "threads": args.threads}
+    sessions = {
+        "frame W8A8": resq.Session(artifacts["frame"], **options),
+        "static W8A8->W8A8": resq.Session(artifacts["static"], **options),
+        **{
+            f"dynamic x {scale:g}": resq.Session(
+                artifacts["dynamic"], keyframes=unguarded, threshold_scale=scale, **options
+            )
+            for scale in args.scales
+        },
+        "dynamic x 1, guarded": resq.Session(artifacts["dynamic"], **options),
+    }
+    reference = against_float(net, artifacts["frame"].manifest, case.open())
+    found = {kind: predictions(s, frames, processing.task) for kind, s in sessions.items()}
+    unseen = range(case.fitted, len(frames))
+
+    def judged(kind: str) -> dict[str, Any]:
+        if kind.endswith("guarded"):  # keyframes are elsewhere, from run to run
+            return {}
+        pair = found["frame W8A8"], found[kind]
+        every = judge(*pair, case.period, reference.error).residual
+        rest = judge(*pair, case.period, reference.error, unseen).residual
+        return {
+            "error": every.scheme, "F": every.frame, "H": every.hold, "recovery": every.recovery,
+            "error_unseen": rest.scheme, "recovery_unseen": rest.recovery,
+        }  # fmt: skip
+
+    rivals = [peers.openvino_int8(case.model, first[:8], args.threads)]
+    if case.model.suffix == ".tflite":
+        rivals.append(peers.litert_float(case.model, args.threads))
+    else:
+        rivals.append(peers.onnxruntime_int8(case.model, first[:8], args.threads))
+    spans: dict[str, list[float]] = {k: [] for k in [*sessions, *(p.name for p in rivals)]}
+    kinds: dict[str, dict[str, list[float]]] = {k: {} for k in sessions}
+    for index in range(args.rounds + 1):
+        for kind, session in sessions.items():
+            # Frame by frame all frames cost the same: a part of the clip tells enough.
+            part = frames if kind != "frame W8A8" else frames[:24]
+            times = run(session, part)
+            if index:  # the first round warms up
+                spans[kind].append(statistics.fmean(ms for _, ms in times))
+                for program, ms in times:
+                    kinds[kind].setdefault(program, []).append(ms)
+        for peer in rivals:
+            spent = []
+            for frame in frames[:12]:
+                start = time.perf_counter()
+                peer.run(frame)
+                spent.append((time.perf_counter() - start) * 1e3)
+            if index:
+                spans[peer.name].append(statistics.fmean(spent))
+    ms = {k: statistics.median(v) for k, v in spans.items()}
+    fastest = min(ms[p.name] for p in rivals)
+    rows = []
+    for kind in spans:
+        row: dict[str, Any] = {
+            "case": name, "period": case.period, "engine": kind, "ms": ms[kind],
+            "to_frame": ms[kind] / ms["frame W8A8"], "to_peer": ms[kind] / fastest,
+            "unit": reference.unit,
+        }  # fmt: skip
+        if kind in sessions:
+            row |= {k: statistics.fmean(v) for k, v in kinds[kind].items()}
+            row |= judged(kind)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+COLUMNS = {
+    "engine": "engine", "ms": "ms per frame", "keyframe": "keyframe", "residual": "residual",
+    "to_frame": "/ frame W8A8", "to_peer": "/ fastest peer", "error": "error", "F": "F", "H": "H",
+    "recovery": "recovery", "error_unseen": "error, unseen", "recovery_unseen": "recovery, unseen",
+}  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return one case as a table."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "–"
+        return value if isinstance(value, str) else f"{value:.2f}"
+
+    head = f"T = {rows[0]['period']}, errors in {rows[0]['unit']} on residual frames"
+    lines = [head, "", f"| {' | '.join(COLUMNS.values())} |", "|" + " --- |" * len(COLUMNS)]
+    return lines + [f"| {' | '.join(cell(row.get(k)) for k in COLUMNS)} |" for row in rows]
+
+
+def main() -> None:
+    device = fingerprint()
+    print(f"device: {device}; threads {args.threads}, rounds {args.rounds}", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = {name: measure(name, folder) for name in args.case}
+    if args.record:
+        for name, rows in results.items():
+            title = f"Static camera: {name}, {args.scheme}, {args.threads} thread(s)"
+            record(title, table(rows), device)
+    if args.json:
+        args.json.write_text(json.dumps({"device": device, "results": results}, indent=2))
+
+
+main()
