@@ -101,20 +101,27 @@ def build(
         raise CompileError(
             f"state dtype {state_dtype!r} is unknown; use {' or '.join(STATE_DTYPES)}"
         )
+    options = qnet.options
+    recurrent = options.get("residual", "pairwise") == "recurrent"
+    dynamic = is_dynamic(qnet.module["main"])
+    if dynamic and recurrent:
+        raise CompileError(
+            f"scheme {qnet.scheme} chooses bits of differences to the keyframe, its residuals are "
+            "recurrent; calibrate with residual='pairwise'"
+        )
     preset = get_target(target) if isinstance(target, str) else target
     tell = progress or (lambda _step: None)
     observe = dump_to(Path(dump)) if dump is not None else None
     tell("partition, fuse, lower")
-    options = qnet.options
     lowered = run_phases(
         qnet.module,
         preset,
         state_dtype=state_dtype,
-        recurrent=options.get("residual", "pairwise") == "recurrent",
+        recurrent=recurrent,
         observe=observe,
     )
     frame_params = None
-    if frame_program and is_dynamic(qnet.module["main"]):
+    if frame_program and dynamic:
         joined = join(lowered, lower_frame(qnet.module, preset))
         lowered, frame_params = joined.lowered, joined.frame_params
     tell("generate code")
