@@ -1,10 +1,12 @@
 """Reference executor against compiled kernels on real networks and frames, layer by layer.
 
     python benchmarks/agreement.py --network blazepose face_mesh espnet ddrnet
+    python benchmarks/agreement.py --scheme 'W8A8->W8A{0,4,8}' --motion clip local
 
 Per network: kernels checked, those that must be exact and are not (must be none), the largest
 difference of the others (resizes, poolings, exponentials differ by ulps between libraries), and the
-share of activation codes that differ end to end.
+share of activation codes that differ end to end. ``--motion local`` lets only a part of the picture
+move, and returns to the keyframe: kernels of a scheme that chooses bits then leave tiles alone.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import resq_tvm as resq
 from benchmarks.networks import SOURCES, workload
 from benchmarks.record import record
@@ -22,17 +27,36 @@ from resq_tvm.device import fingerprint
 from resq_tvm.verify import verify
 
 
-def measure(name: str, scheme: str, frames: int, state_dtype: str) -> dict[str, Any]:
-    """Verify a keyframe and ``frames - 1`` residual frames of a network."""
+def local(frames: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Return canonical frames that are the first one but for a part, and the first one again."""
+    key = frames[0]
+    _, height, width, _ = key.shape
+    moved = []
+    for n, frame in enumerate(frames[1:]):
+        rows = slice(height // 4 + n, height // 2 + n)
+        columns = slice(width // 3 + 2 * n, width // 2 + 2 * n)
+        picture = key.copy()
+        picture[:, rows, columns] = frame[:, rows, columns]
+        moved.append(picture)
+    return [key, *moved, key, moved[-1]]
+
+
+def measure(
+    name: str, scheme: str, frames: int, state_dtype: str, motion: list[str]
+) -> dict[str, Any]:
+    """Verify a keyframe and ``frames - 1`` residual frames of a network, per kind of motion."""
     load = workload(name, max(frames, 8))
     net = resq.load(load.model, input_shape=load.input_shape)
     qnet = resq.calibrate(net, [load.frames[:8]], scheme, period=4)
     compiled = build(qnet, state_dtype=state_dtype)
-    report = verify(compiled, [net.to_canonical(f) for f in load.frames[:frames]])
+    clip = [net.to_canonical(f) for f in load.frames[:frames]]
+    shown = {"clip": clip, "local": local(clip)}
+    report = verify(compiled, [f for kind in motion for f in shown[kind]])
     loose = [k for k in report.kernels.values() if not k.exact]
     return {
         "network": name,
         "scheme": scheme,
+        "motion": motion,
         "kernels": len(report.kernels),
         "exact": sum(k.exact for k in report.kernels.values()),
         "failures": report.failures,
@@ -50,12 +74,13 @@ def main() -> None:
     parser.add_argument("--scheme", default="W8A8->W4A4")
     parser.add_argument("--state-dtype", default="float16")
     parser.add_argument("--frames", type=int, default=3)
+    parser.add_argument("--motion", nargs="+", default=["clip"], choices=["clip", "local"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--record", action="store_true", help="write into docs/figures.md")
     args = parser.parse_args()
     results = []
     for name in args.network:
-        row = measure(name, args.scheme, args.frames, args.state_dtype)
+        row = measure(name, args.scheme, args.frames, args.state_dtype, args.motion)
         results.append(row)
         print(
             f"{name:10} {row['kernels']} kernels, {row['exact']} must be exact, "

@@ -4,6 +4,9 @@ Every kernel of the built library runs on the artifact's own inputs (the outputs
 before it) beside the reference executor on the same inputs: that is the check per layer. A second
 chain runs the reference alone from the frame on: the share of codes in which the chains differ is
 the end-to-end figure.
+
+Kernels of a residual program that chooses bits write only what changed. They run on a workspace
+that is kept from frame to frame, and what lies there is compared at every pixel, written or not.
 """
 
 from __future__ import annotations
@@ -20,15 +23,17 @@ from tvm import relax
 from tvm.runtime.vm import VirtualMachine
 
 from resq_tvm.passes.graph import Graph, inputs_of, op_name, recall
+from resq_tvm.passes.lower import KernelRecord
 from resq_tvm.reference.executor import Executor
 from resq_tvm.schedules.spec import CodeFormat, Conv, FusedKernel, TensorSpec
+from resq_tvm.workspace import StreamWorkspace
 
 if TYPE_CHECKING:
     from resq_tvm.compiler import Compiled
 
 EXACT_NODES = frozenset(
     {"anchor", "load", "vector", "scalar", "dequantize", "add", "sub", "mul", "max", "min", "neg"}
-    | {"abs", "prelu", "round16", "quantize"}
+    | {"abs", "prelu", "round16", "quantize", "gate"}
 )
 
 
@@ -94,24 +99,29 @@ def _inner(physical: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
     return physical[0, top : top + spec.h, left : left + spec.w, : spec.c]
 
 
-def verify(compiled: Compiled, frames: Iterable[NDArray[np.float32]]) -> VerifyReport:
-    """Run a keyframe and residual frames through kernels and reference side by side.
+def verify(
+    compiled: Compiled, frames: Iterable[NDArray[np.float32]], period: int | None = None
+) -> VerifyReport:
+    """Run keyframes and residual frames through kernels and reference side by side.
 
     Parameters
     ----------
     compiled : Compiled
         What `resq_tvm.compiler.build` returned.
     frames : iterable of ndarray
-        Canonical (NHWC) frames of a network with one input; the first is the keyframe.
+        Canonical (NHWC) frames of a network with one input; the first is a keyframe.
+    period : int, optional
+        A keyframe every so many frames; by default the first alone.
     """
     report = VerifyReport()
     chains = _Chains(compiled, report)
     state: Any = None
-    for frame in frames:
-        program = "keyframe" if state is None else "residual"
+    for n, frame in enumerate(frames):
+        due = state is None or (period is not None and n % period == 0)
+        program = "keyframe" if due else "residual"
         if program == "residual" and "residual" not in chains.programs:
-            program, state = "keyframe", None
-        state = chains.run(program, frame, state)
+            program = "keyframe"
+        state = chains.run(program, frame, state if program == "residual" else None)
     return report
 
 
@@ -120,7 +130,7 @@ class _Chains:
         self.lowered = compiled.lowered
         self.report = report
         self.library = compiled.executable.jit().imports[0]
-        self.constants = [tvm.runtime.tensor(a) for a in compiled.params.values()]
+        self.constants = {n: tvm.runtime.tensor(a) for n, a in compiled.params.items()}
         self.programs = {
             g.name_hint: f
             for g, f in self.lowered.fused.functions_items()
@@ -129,6 +139,9 @@ class _Chains:
         self.references: dict[str, Executor] = {}
         self.machine = VirtualMachine(compiled.executable, tvm.cpu())
         self.machine_state: Any = None
+        # One is the chain's, the other the library's own programs'.
+        kept = self.lowered.workspace
+        self.kept, self.machine_kept = (StreamWorkspace(kept) if kept else None for _ in range(2))
 
     def run(self, program: str, frame: NDArray[np.float32], state: Any) -> Any:
         """Run one frame; return ((artifact's state, reference's state) per tensor)."""
@@ -157,15 +170,31 @@ class _Chains:
         self, program: str, frame: NDArray[np.float32], chain: list[NDArray[Any]]
     ) -> None:
         """Run the library's own program and compare its outputs with the chain's."""
-        arguments = [tvm.runtime.tensor(np.ascontiguousarray(frame))]
-        if program == "residual":
-            arguments.append(self.machine_state)
-        results, state = self.machine[program](*arguments, self.constants)
-        self.machine_state = state
+        results = self._machine(program, tvm.runtime.tensor(np.ascontiguousarray(frame)))
+        if program == "keyframe" and self.kept is not None:
+            self.kept.keyframe(chain)
         for got, want in zip(results, chain, strict=True):
             self.report.outputs += want.size
             differing = np.count_nonzero(got.numpy().reshape(-1) != want.reshape(-1))
             self.report.outputs_differing += int(differing)
+
+    def _machine(self, program: str, frame: Any) -> Any:
+        constants, kept = list(self.constants.values()), self.machine_kept
+        if program == "keyframe":
+            results, self.machine_state = self.machine[program](frame, constants)
+            if kept is not None:
+                kept.keyframe([r.numpy() for r in results])
+            return results
+        if kept is None:
+            results, self.machine_state = self.machine[program](
+                frame, self.machine_state, constants
+            )
+            return results
+        arguments = [frame, self.machine_state, kept.tensors, constants]
+        if self.machine.module.implements_function("probe"):
+            self.machine["probe"](*arguments)
+        results, _ = self.machine[program](*arguments)
+        return results
 
     def _kernel(self, call: Any, arguments: list[Any]) -> list[Any]:
         name = call.op.name_hint
@@ -173,7 +202,7 @@ class _Chains:
         func = self.lowered.fused[call.op]
         if name not in self.references:
             self.references[name] = Executor(func)
-        own = self._launch(record.kernel, record.params, [a[0] for a in arguments])
+        own = self._launch(record, [a[0] for a in arguments])
         types = [v.ty for v in Graph.of(func).outputs()]
         own = [a.reshape([int(d) for d in t.shape]) for a, t in zip(own, types, strict=True)]
         expected = _reference(self.references[name], [a[0] for a in arguments])
@@ -191,16 +220,20 @@ class _Chains:
                 check.codes_differing += int(np.count_nonzero(got != other))
         return list(zip(own, alone, strict=True))
 
-    def _launch(
-        self, kernel: FusedKernel, params: tuple[int, ...], arrays: list[NDArray[Any]]
-    ) -> list[NDArray[Any]]:
-        code = kernel.code
+    def _launch(self, record: KernelRecord, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        kernel, code = record.kernel, record.kernel.code
         inputs = [
             tvm.runtime.tensor(pack(a, s, code)) for a, s in zip(arrays, kernel.inputs, strict=True)
         ]
-        outputs = [tvm.runtime.tensor(np.zeros(s.shape, s.dtype)) for s in kernel.outputs]
-        self.library[kernel.name](*inputs, *(self.constants[i] for i in params), *outputs)
-        return [unpack(t.numpy(), s, code) for t, s in zip(outputs, kernel.outputs, strict=True)]
+        if kernel.sparse is not None:
+            assert self.kept is not None
+            results = self.kept.launch(self.library, record, inputs, self.constants)
+        else:
+            outputs = [tvm.runtime.tensor(np.zeros(s.shape, s.dtype)) for s in kernel.outputs]
+            constants = list(self.constants.values())
+            self.library[kernel.name](*inputs, *(constants[i] for i in record.params), *outputs)
+            results = [t.numpy() for t in outputs]
+        return [unpack(a, s, code) for a, s in zip(results, kernel.outputs, strict=True)]
 
 
 def _reference(executor: Executor, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
