@@ -15,6 +15,9 @@ settings.load_profile("resq")
 # Threads of PyTorch that spin at barriers starve each other on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# TVM's thread pool pins the calling thread to one CPU, and with it every test that follows.
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+
 # Rich colours its output when a terminal is asked for; tests compare plain text.
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("COLUMNS", "160")
