@@ -162,6 +162,7 @@ def obtain_qnet(
     dump: Path | None,
     state_dtype: str = "float16",
     timed: Timed | None = None,
+    tile_budget: float | None = None,
 ) -> tuple[QuantizedNetwork, FitReport | None]:
     """Load a ``.qnet``, or load a model and calibrate it as the options say; fit thresholds.
 
@@ -170,6 +171,8 @@ def obtain_qnet(
     timed : callable, optional
         Calibrated network → a cost in milliseconds (layer → active share, to ms), for budgets in
         ms.
+    tile_budget : float, optional
+        Share of the blocks of a residual that is kept at most; thresholds are fitted under it.
 
     Raises
     ------
@@ -189,12 +192,12 @@ def obtain_qnet(
         done = QuantizedNetwork.load(model)
         if tau is not None:
             raise ConfigError(f"--tau {tau:g} is for calibrating; {model!r} is calibrated")
-        check_fit(list(done.layers.values()), tau=tau, budget=budget, labels=labels, timed=timed)
-        if budget is None:
-            return done, None
+        schemes = list(done.layers.values())
     else:
         schemes = [scheme, *overrides.values(), *([first_last] if first_last else [])]
-        check_fit(schemes, tau=tau, budget=budget, labels=labels, timed=timed)
+    check_fit(schemes, tau=tau, budget=budget, labels=labels, tile_budget=tile_budget, timed=timed)
+    if done is not None and budget is None:
+        return (done if tile_budget is None else done.with_tile_budget(tile_budget)), None
     if calibration is None:
         raise ConfigError(
             f"budget {budget!r} is fitted on a clip; give --calibration CLIP"
@@ -239,6 +242,8 @@ def obtain_qnet(
                 tau=TAU if tau is None else tau,
                 progress=progress,
             )
+    if tile_budget is not None:
+        done = done.with_tile_budget(tile_budget)
     if budget is None:
         return done, None
     return fit(

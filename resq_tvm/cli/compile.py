@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ from resq_tvm.cli.calibrate import (
     obtain_qnet,
 )
 from resq_tvm.cli.console import Console, table
-from resq_tvm.cli.fit import BudgetText, Labels, Tau, summary
+from resq_tvm.cli.fit import BudgetText, Labels, Tau, TileBudget, outcome, summary
 from resq_tvm.cli.options import (
     Crop,
     FirstLast,
@@ -29,6 +29,10 @@ from resq_tvm.cli.options import (
     Processing,
     SchemeText,
 )
+
+if TYPE_CHECKING:
+    from resq_tvm.quantize.activity import Cost
+    from resq_tvm.quantize.qnet import QuantizedNetwork
 
 
 def compile(
@@ -56,6 +60,13 @@ def compile(
     tau: Tau = None,
     budget: BudgetText = None,
     labels: Labels = None,
+    tile_budget: TileBudget = None,
+    frame_program: Annotated[
+        bool,
+        typer.Option(
+            help="Give an artifact that chooses bits a program for frames without state, too.",
+        ),
+    ] = True,
     dump: Annotated[
         Path | None,
         typer.Option("--dump", help="Folder for every phase's TVMScript: load/, compile/."),
@@ -65,7 +76,7 @@ def compile(
     """Calibrate MODEL on a clip and compile it into OUT.resq.
 
     MODEL may be a .qnet folder that 'calibrate' wrote; of the calibration options only --budget and
-    what it needs (--calibration, --processing, --labels) then apply.
+    what it needs (--calibration, --processing, --labels) and --tile-budget then apply.
     """
     from resq_tvm.files import check_replaceable, check_writable
     from resq_tvm.manifest import MANIFEST_NAME
@@ -95,6 +106,8 @@ def compile(
         tau=tau,
         budget=budget,
         labels=labels,
+        tile_budget=tile_budget,
+        frame_program=frame_program,
         dump=dump,
     )
     # Everything that can be refused is refused before minutes of calibration.
@@ -102,6 +115,11 @@ def compile(
     preset = get_target(target)
     config = load_processing(processing) if processing is not None else None
     console.resolve(target=preset.name)
+
+    def timed(calibrated: QuantizedNetwork) -> Cost:
+        from resq_tvm.latency import layer_cost
+
+        return layer_cost(calibrated, preset, state_dtype=state_dtype)
 
     qnet, report = obtain_qnet(
         console,
@@ -124,6 +142,8 @@ def compile(
         labels=labels,
         dump=dump,
         state_dtype=state_dtype,
+        timed=timed,
+        tile_budget=tile_budget,
     )
     from resq_tvm.compiler import compile as compile_network
 
@@ -133,6 +153,7 @@ def compile(
             preset,
             output=output,
             state_dtype=state_dtype,
+            frame_program=frame_program,
             processing=config,
             dump=None if dump is None else dump / "compile",
             progress=progress,
@@ -150,4 +171,5 @@ def compile(
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
     }
     rows = [(k, v) for k, v in result.items() if isinstance(v, str | int | float)]
+    rows += outcome(report)
     console.finish(result, lambda out: out.print(table(("", ""), rows)))

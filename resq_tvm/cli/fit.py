@@ -1,4 +1,4 @@
-"""The options ``--tau``, ``--budget`` and ``--labels`` of the verbs that calibrate."""
+"""The options of thresholds and budgets, and the fit that they ask for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,15 @@ BudgetText = Annotated[
     typer.Option(
         "--budget",
         help="Fit a pool's thresholds: the error may rise by '0.5 mIoU', '0.2 px' or '1 %', or "
-        "residual frames may execute '40 % work'.",
+        "residual frames may execute '40 % work', or take '3 ms' (compile).",
+    ),
+]
+TileBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--tile-budget",
+        metavar="SHARE",
+        help="Keep at most this share of the 8x8 blocks of any value's residual, the strongest.",
     ),
 ]
 Labels = Annotated[
@@ -44,6 +52,7 @@ def check_fit(
     tau: float | None,
     budget: str | None,
     labels: Path | None,
+    tile_budget: float | None,
     timed: Timed | None,
 ) -> None:
     """Refuse what cannot be fitted, before any work.
@@ -52,7 +61,7 @@ def check_fit(
     ----------
     schemes : sequence of str
         The scheme and those of overrides.
-    tau, budget, labels
+    tau, budget, labels, tile_budget
         As given on the command line.
     timed : callable, optional
         Calibrated network → a cost in milliseconds, where the verb can measure one.
@@ -64,22 +73,23 @@ def check_fit(
     SchemeError
         If a scheme is malformed.
     """
-    from resq_tvm.quantize.budget import Budget
+    from resq_tvm.quantize.qnet import check_tile_budget
     from resq_tvm.scheme import Scheme
 
+    dynamic = any(Scheme.parse(text).dynamic for text in schemes if text != "float")
     for name, value in (("tau", tau), ("budget", budget)):
-        if value is None:
-            continue
-        if not any(Scheme.parse(text).dynamic for text in schemes if text != "float"):
+        if value is not None and not dynamic:
             raise ConfigError(
                 f"--{name} {value} has no threshold to set in scheme {schemes[0]!r}; "
                 "use a pool of bits such as W8A8->W8A{0,8}"
             )
+    if tile_budget is not None:
+        check_tile_budget(tile_budget, schemes[0], dynamic)
     if tau is not None and budget is not None:
         raise ConfigError(f"--tau {tau:g} and --budget {budget!r} exclude each other; give one")
     if labels is not None and budget is None:
         raise ConfigError(f"--labels {str(labels)!r} serve to fit thresholds; give --budget, too")
-    if budget is not None and Budget.parse(budget).unit == "ms" and timed is None:
+    if budget is not None and _in_ms(budget) and timed is None:
         raise ConfigError(
             f"budget {budget!r} is a time, which is measured on compiled kernels: give it to "
             "'compile', or use '40 % work'"
@@ -98,6 +108,8 @@ def fit(
     state_dtype: str = "float16",
 ) -> tuple[QuantizedNetwork, FitReport]:
     """Fit thresholds on the calibration clips; the error is that of the processing's task.
+
+    ``timed`` is asked only if the budget is in milliseconds.
 
     Raises
     ------
@@ -126,12 +138,16 @@ def fit(
             frames = (frame for clip in clips for frame in clip)
             exact = measures.float_outputs(qnet.network, frames)
             error = measures.error_against_float(qnet.network, task, exact)
+        cost = None
+        if timed is not None and _in_ms(budget):
+            progress("compile and time kernels")
+            cost = timed(qnet)
         fitted, report = fit_thresholds(
             qnet,
             clips,
             error=error,
             budget=budget,
-            cost=None if timed is None else timed(qnet),
+            cost=cost,
             state_dtype=state_dtype,
             progress=progress,
         )
@@ -141,8 +157,32 @@ def fit(
 
 
 def summary(report: FitReport | None) -> dict[str, Any]:
-    """Return what a verb's result says about a fit; nothing where there was none."""
+    """Return what a verb's JSON document says about a fit; nothing where there was none."""
     if report is None:
         return {}
     found: Mapping[str, Any] = report.to_dict()
-    return {"fit": {name: value for name, value in found.items() if name != "shares"}}
+    kept = {name: value for name, value in found.items() if name != "shares"}
+    return {"fit": {**kept, "predicted_ms": report.cost if _in_ms(report.budget) else None}}
+
+
+def outcome(report: FitReport | None) -> list[tuple[str, object]]:
+    """Return what a table says about a fit, name and value; nothing where there was none."""
+    if report is None:
+        return []
+    unit = f", {report.unit}" if report.unit else ""
+    rows: list[tuple[str, object]] = [
+        ("budget", report.budget),
+        (f"error{unit}", report.error),
+        (f"error with thresholds of 0{unit}", report.static_error),
+        ("share of work", report.work),
+    ]
+    if _in_ms(report.budget):
+        rows.append(("predicted ms of a residual frame", report.cost))
+        rows.append(("predicted ms with thresholds of 0", report.static_cost))
+    return rows
+
+
+def _in_ms(budget: str) -> bool:
+    from resq_tvm.quantize.budget import Budget
+
+    return Budget.parse(budget).unit == "ms"

@@ -75,6 +75,22 @@ class Budget:
         """Return the largest cost allowed, given that of a frame with every tile active."""
         return whole * self.amount if self.kind == "work" else self.amount
 
+    def check_floor(self, least: float, whole: float) -> None:
+        """Raise `ConfigError` if the ceiling is below the cost of a frame with nothing active.
+
+        Parameters
+        ----------
+        least, whole : float
+            Cost of a frame in which nothing that thresholds can drop is active, and all.
+        """
+        if self.limits_cost and self.cost_limit(whole) < least:
+            unit = f" {self.unit}" if self.unit else ""
+            raise ConfigError(
+                f"a cost of {self.cost_limit(whole):.3g}{unit} cannot be kept: a residual frame in "
+                f"which nothing is active costs {least:.3g}{unit}, one in which all is "
+                f"{whole:.3g}{unit}; raise the budget"
+            )
+
     def check_unit(self, unit: str) -> None:
         """Raise `ConfigError` if the budget is in points of another unit than the error's."""
         if self.kind == "points" and self.unit and unit and self.unit != unit:

@@ -171,13 +171,7 @@ class QuantizedNetwork:
         ConfigError
             If the budget is not within ``(0, 1]`` or the scheme has no pools of bits.
         """
-        if self.dynamic is None:
-            raise ConfigError(
-                f"a tile budget needs a scheme with a pool of bits, this one is {self.scheme!r}; "
-                "calibrate with for example W8A8->W8A{0,8}"
-            )
-        if budget is not None and not 0 < budget <= 1:
-            raise ConfigError(f"tile budget {budget} is out of range; use a share up to 1")
+        check_tile_budget(budget, self.scheme, self.dynamic is not None)
         text = json.dumps({**self.dynamic, "budget": budget})
         main = self.module["main"].with_attr("resq.dynamic", text)
         return replace(self, network=replace(self.network, module=tvm.IRModule({"main": main})))
@@ -252,6 +246,17 @@ class QuantizedNetwork:
             source=record.source,
         )
         return cls(network, record.scheme)
+
+
+def check_tile_budget(budget: float | None, scheme: str, dynamic: bool) -> None:
+    """Raise `ConfigError` if the budget is not within ``(0, 1]`` or the scheme has no pool."""
+    if not dynamic:
+        raise ConfigError(
+            f"a tile budget needs a scheme with a pool of bits, this one is {scheme!r}; "
+            "calibrate with for example W8A8->W8A{0,8}"
+        )
+    if budget is not None and not 0 < budget <= 1:
+        raise ConfigError(f"tile budget {budget} is out of range; use a share up to 1")
 
 
 @mutator

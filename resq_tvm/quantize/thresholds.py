@@ -22,7 +22,7 @@ from resq_tvm.evaluate.judge import recovery
 from resq_tvm.evaluate.measures import Outputs
 from resq_tvm.passes.graph import shape_of
 from resq_tvm.passes.partition.program import Settings
-from resq_tvm.quantize.activity import Cost, mac_share
+from resq_tvm.quantize.activity import ActivityMeter, Cost, mac_share
 from resq_tvm.quantize.budget import Budget
 from resq_tvm.quantize.groups import choice_groups
 from resq_tvm.quantize.qnet import QuantizedNetwork
@@ -118,7 +118,7 @@ def fit_thresholds(
         ``"0.5 mIoU"``, ``"0.2 px"``, ``"1 %"``: how much the error may rise above that of the
         residual that keeps everything. ``"40 % work"``: a ceiling on the cost, in percent of the
         cost of a frame in which everything is active; ``"5 ms"`` likewise, of a cost in
-        milliseconds.
+        milliseconds (`resq_tvm.latency.layer_cost`).
     cost : callable, optional
         Layer → share of its output tiles that are active, to a number: the share of the
         multiply-accumulates in active tiles by default.
@@ -160,6 +160,11 @@ def fit_thresholds(
         raise ConfigError(f"period {period} has no residual frames to fit; use at least 2")
     say = progress or (lambda _line: None)
     main = qnet.module["main"]
+    work = mac_share(main)
+    layers = ActivityMeter(main).layers
+    whole = dict.fromkeys(layers, 1.0)
+    least = {layer: 0.0 if pieces else 1.0 for layer, (_, pieces) in layers.items()}
+    wanted.check_floor(*((cost or work)(shares) for shares in (least, whole)))
     frames = [read_clip(qnet.network, clip, n) for n, clip in enumerate(clips)]
     count = sum(len(clip) for clip in frames)
     if not any(len(clip) > 1 for clip in frames):
@@ -174,7 +179,6 @@ def fit_thresholds(
         )
     say("keyframes")
     trials = Trials(qnet, frames, period, _phases(frames, period), state_dtype)
-    work = mac_share(main)
     groups = choice_groups(main, getattr(error, "outputs", None))
     search = Search(trials, error, wanted, cost or work, groups, _noise_energies(qnet), say)
     interrupted = search.run()
