@@ -169,11 +169,13 @@ def residual(
     plane: tuple[int, int, int],
     rng: np.random.Generator,
     mode: str,
+    skip: bool = False,
 ) -> tuple[FusedKernel, tuple[int, ...] | None]:
     """Return a kernel that adds an anchor's output, a difference, to state; and its pool.
 
     ``mode`` "codes" stores the difference as it is, and as codes after the activation; "both"
-    stores the sum and the codes; "full" stores the sum alone.
+    stores the sum and the codes; "full" stores the sum alone. With ``skip`` another difference is
+    added.
     """
     h, w, c = plane
     scale = rng.uniform(0.5, 1.5, c)
@@ -184,21 +186,25 @@ def residual(
         Node("anchor"),
         Node("vector", name="scale"),
         Node("dequantize" if isinstance(anchor, Conv) else "mul", (0, 1)),
-        Node("load", name="state"),
+        Node("load", name="skip") if skip else Node("scalar", value=0.0),
         Node("add", (2, 3)),
+        Node("load", name="state"),
+        Node("add", (4, 5)),
         Node("scalar", value=0.0),
-        Node("max", (4, 5)),
-        Node("max", (3, 5)),
-        Node("sub", (6, 7)),
-        Node("quantize", (8,), value=float(rng.choice([0.4, 3.0])), limit=2 ** (pool[-1] - 1) - 1),
+        Node("max", (6, 7)),
+        Node("max", (5, 7)),
+        Node("sub", (8, 9)),
+        Node("quantize", (10,), value=float(rng.choice([0.4, 3.0])), limit=2 ** (pool[-1] - 1) - 1),
     )
     external = bool(rng.integers(2))
-    float_name, node = ("delta", 2) if mode == "codes" else ("full", 4)
+    float_name, node = ("delta", 4) if mode == "codes" else ("full", 6)
     outputs = (float_tensor(float_name, h, w, c, external),)
     stores = (Store(node, float_name),)
     if mode != "full":
         outputs += (code_tensor(target, "q", h, w, c, (1, 2, 1, 3)),)
-        stores += (Store(9, "q"),)
+        stores += (Store(11, "q"),)
+    if skip:
+        inputs += (float_tensor("skip", h, w, c),)
     state = float_tensor("state", h, w, c, dtype=str(rng.choice(["float32", "float16"])))
     kernel = FusedKernel(
         "k", anchor, h, w, c, (*inputs, state), outputs, nodes, stores, target.code,

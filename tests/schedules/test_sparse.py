@@ -79,7 +79,8 @@ def test_convolution(name, data, seed, hw, mode, shared):
     inputs = tuple(
         code_tensor(target, n, *hw, c, halo) for n, c in zip(names, channels, strict=True)
     )
-    kernel, pool = residual(target, anchor, inputs, (h, w, o), rng, mode)
+    skip = data.draw(st.booleans())
+    kernel, pool = residual(target, anchor, inputs, (h, w, o), rng, mode, skip and not shared)
     tile = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 2)))
     play(kernel, target, data, rng, pool, shared, Decision("drawn", "dot", *tile))
 
@@ -129,7 +130,7 @@ def test_transposed_convolution(name, data, seed, hw, mode):
     weight = rng.integers(-127, 128, (o, k, k, c)).astype(np.int8)
     anchor = Conv(("x",), weight, transposed(k, stride, pad), (1, 1), (stride, stride))
     inputs = (code_tensor(target, "x", *hw, c, halo_for(anchor, *hw, h, w)),)
-    kernel, pool = residual(target, anchor, inputs, (h, w, o), rng, mode)
+    kernel, pool = residual(target, anchor, inputs, (h, w, o), rng, mode, skip=True)
     tile = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 2), st.just(1)))
     play(kernel, target, data, rng, pool, decision=Decision("drawn", "dot", *tile))
 
@@ -179,13 +180,31 @@ def test_only_tiles_in_reach_are_computed(name, kind, rng):
     stream = Stream(with_maps(kernel, {"x": "seen"}, {"q": pool}), target, False, [0.0])
     Scene(stream, rng).keyframe()
     rest = stream.view("delta").copy()
-    for y, column in ((7, 37), (8, 58)):
+    for y, column in ((7, 37), (8, 58), (9, 31)):
         seen, value = np.zeros(hw, np.uint8), stream.rest["x"].copy()
         seen[y, column], value[y, column] = 8, 100
         work = stream.frame({"x": value}, {"seen": seen})
         differs = (stream.view("delta") != rest)[0].any(-1)
         assert work.active.tolist() == [bool(differs[tile].any()) for tile in stream.tiles]
         assert work.active.sum() < len(stream.tiles) or kind == "mean"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_choices_where_tiles_overlap(name, rng):
+    target, hw, c = target_or_skip(name), (5, 7), 12
+    anchor, inputs = square(target, hw, c, rng)
+    kernel, _ = residual(target, anchor, inputs, (*hw, c), rng, "codes")
+    finest = Node("quantize", kernel.nodes[-1].args, value=1.0, limit=127)
+    kernel = replace(kernel, nodes=(*kernel.nodes[:-1], finest))
+    sparse = with_maps(kernel, {"x": "seen"}, {"q": (0, 4, 8)})
+    scene = Scene(Stream(sparse, target, False, [20.0], Decision("k", "dot", 2, 4)), rng)
+    scene.keyframe()
+    bits = scene.stream.view("q_bits")
+    seen: set[int] = set()
+    for _ in range(8):
+        scene.frame(["all"])
+        seen |= {int(b) for b in bits.ravel()}
+    assert seen == {0, 4, 8}
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -187,3 +187,21 @@ def test_gate(name, data, seed, hw, c, reach):
             stream.frame({"x": x.astype(np.float32)}, {})
         stream.frame({"x": key}, {})
         assert not stream.flags.any()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("hw,c,block", [((6, 13), 3, 2), ((5, 14), 1, 3), ((9, 21), 4, 8)])
+def test_gate_with_blocks_that_do_not_divide_rows(name, hw, c, block, rng):
+    target = target_or_skip(name)
+    kernel = with_maps(gated(target, hw, c, block, 0, "float32"), {}, {"q": (0, 8)})
+    # About what a block of noise has, so that some are above it.
+    expected = block**2 * c * (4 * 2.5) ** 2
+    stream = Stream(kernel, target, full=True, thresholds=[1.5, expected])
+    key = rng.integers(-20, 21, (*hw, c)).astype(np.float32)
+    stream.keyframe({"x": key, "key": key})
+    shares = []
+    for _ in range(6):
+        x = key + 4 * rng.standard_normal(key.shape).astype(np.float32)
+        stream.frame({"x": x}, {})
+        shares.append(float(stream.view("changed").mean()))
+    assert 0 < np.mean(shares) < 1
