@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from resq_tvm.errors import ClipError, ConfigError
 from resq_tvm.passes.graph import Graph, concat_pieces, inputs_of, op_name, shape_of
-from resq_tvm.passes.policy import CHOOSE, GATE, Choice, Gate, choice_of, gate_of
+from resq_tvm.passes.policy import CHOOSE, GATE, Choice, Gate, choice_of, gate_of, keep_of
 from resq_tvm.quantize.qnet import QuantizedNetwork
-from resq_tvm.reference.ops_policy import changed_pixels, choose_bits
+from resq_tvm.reference.ops_policy import changed_pixels, choose_bits, strongest_blocks
 from resq_tvm.reference.session import Frame, ReferenceSession
 from resq_tvm.scheme import MAX_BITS
 
@@ -55,7 +55,8 @@ class FrameBits:
     Attributes
     ----------
     maps : dict of str to ndarray
-        Site → uint8 (H, W), bits of every pixel; (1, 1) where a dense layer reads a vector.
+        Site → uint8 (H, W), bits of every pixel, 0 in blocks that a tile budget drops; (1, 1)
+        where a dense layer reads a vector.
     changed : dict of str to ndarray
         Input → bool (H, W), the pixels that its gate let through.
     """
@@ -144,11 +145,12 @@ class BitSession:
             qnet, state_dtype=state_dtype, period=period, observe=self._see
         )
         self._graph = Graph.of(self._session.residual_program)
-        self._choices: dict[str, list[tuple[str, Choice]]] = {}  # operand → (site, choice)
+        # operand → (site, choice, blocks kept)
+        self._choices: dict[str, list[tuple[str, Choice, int]]] = {}
         self._gates: dict[str, tuple[str, str, str, Gate]] = {}  # gate → (input, x, key, gate)
         for var, call in self._graph.bindings:
             if op_name(call) == CHOOSE:
-                site = (var.name, choice_of(call))
+                site = (var.name, choice_of(call), keep_of(call))
                 self._choices.setdefault(call.args[1].name, []).append(site)
             elif op_name(call) == GATE:
                 x, key = call.args[1:3]
@@ -201,8 +203,12 @@ class BitSession:
         return str(value.name)
 
     def _see(self, name: str, value: Any) -> None:
-        for site, choice in self._choices.get(name, ()):
-            _, bits = choose_bits(value, list(choice.pool), list(choice.shifts), choice.threshold)
+        for site, choice, keep in self._choices.get(name, ()):
+            codes, bits = choose_bits(
+                value, list(choice.pool), list(choice.shifts), choice.threshold
+            )
+            if keep:
+                bits = bits * strongest_blocks(codes, keep)[..., 0].to(bits.dtype)
             self._frame.maps[site] = (bits[0] if bits.ndim == 3 else bits.reshape(1, -1)).numpy()
         if name in self._kept:
             self._operands[name] = value
