@@ -171,5 +171,4 @@ def compile(
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
     }
     rows = [(k, v) for k, v in result.items() if isinstance(v, str | int | float)]
-    rows += outcome(report)
-    console.finish(result, lambda out: out.print(table(("", ""), rows)))
+    console.finish(result, lambda out: out.print(table(("", ""), [*rows, *outcome(report)])))

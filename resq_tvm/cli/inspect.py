@@ -14,7 +14,17 @@ def inspect(artifact: ArtifactPath, json: Json = False) -> None:
     from resq_tvm.artifact import verify
 
     manifest = verify(artifact)
-    result = {**manifest.model_dump(mode="json"), "state_bytes": manifest.state_bytes}
+    result = {
+        **manifest.model_dump(mode="json"),
+        "state_bytes": manifest.state_bytes,
+        "workspace_bytes": manifest.workspace_bytes,
+    }
+    programs = {
+        "keyframe": True,
+        "residual": manifest.has_residual,
+        "probe": manifest.probe,
+        "frame": manifest.frame_params is not None,
+    }
 
     def render(out: Any) -> None:
         rows = [
@@ -23,7 +33,9 @@ def inspect(artifact: ArtifactPath, json: Json = False) -> None:
             ("target", manifest.target.name),
             ("CPU features", " ".join(manifest.target.features)),
             ("built with", "  ".join(f"{k} {v}" for k, v in manifest.versions)),
+            ("programs", " ".join(name for name, has in programs.items() if has)),
             ("state bytes", manifest.state_bytes),
+            ("workspace bytes", manifest.workspace_bytes),
             ("parameters", len(manifest.params)),
             *((k, v) for k, v in manifest.bops.items() if isinstance(v, int | float | str)),
             *((k, v) for k, v in manifest.options.items() if isinstance(v, int | float | str)),

@@ -171,8 +171,9 @@ class QuantizedNetwork:
         ConfigError
             If the budget is not within ``(0, 1]`` or the scheme has no pools of bits.
         """
-        check_tile_budget(budget, self.scheme, self.dynamic is not None)
-        text = json.dumps({**self.dynamic, "budget": budget})
+        dynamic = self.dynamic
+        check_tile_budget(budget, self.scheme, dynamic is not None)
+        text = json.dumps({**(dynamic or {}), "budget": budget})
         main = self.module["main"].with_attr("resq.dynamic", text)
         return replace(self, network=replace(self.network, module=tvm.IRModule({"main": main})))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,8 +135,11 @@ def test_bench(call: Any, artifact: str) -> None:
 def test_inspect(call: Any, artifact: str) -> None:
     code, out, _ = call("inspect", artifact, "--json")
     assert code == 0 and json.loads(out)["scheme"] == "W8A8->W8A4"
+    assert json.loads(out)["workspace_bytes"] == 0
     code, out, _ = call("inspect", artifact)
     assert code == 0 and "library.so" in out
+    assert re.search(r"programs +keyframe residual *\n", out)
+    assert re.search(r"workspace bytes +0 *\n", out)
 
 
 def test_doctor(call: Any) -> None:
@@ -189,6 +193,14 @@ FAILURES = {
     "a time to calibrate": (
         ["calibrate", "zoo:tiny_seg", "--calibration", "random", "--scheme", "W8A8->W8A{0,8}",
          "--budget", "5 ms", "-o", "OUT"], 1, "ConfigError", "give it to 'compile'",
+    ),
+    "a tile budget without a pool": (
+        ["compile", "zoo:tiny_seg", "--calibration", "random", "--tile-budget", "0.5", "-o", "OUT"],
+        1, "ConfigError", "a tile budget needs a scheme with a pool of bits",
+    ),
+    "a tile budget out of range": (
+        ["compile", "zoo:tiny_seg", "--calibration", "random", "--scheme", "W8A8->W8A{0,8}",
+         "--tile-budget", "2", "-o", "OUT"], 1, "ConfigError", "tile budget 2.0 is out of range",
     ),
     "no calibration": (
         ["compile", "zoo:tiny_seg", "-o", "OUT"], 1, "ConfigError", "--calibration",
