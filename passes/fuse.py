@@ -285,7 +285,10 @@ class _Fuser:
         bb = relax.BlockBuilder()
         params = [relax.Var(v.name, v.ty) for v in reads]
         env = dict(zip(reads, params, strict=True))
-        with bb.function(name, params, attrs={"Composite": group.kind}, private=True):
+        attrs = {"Composite": group.kind}
+        if "resq.deltas" in self.graph.func.attrs:
+            attrs["resq.name"] = name  # equal functions become one, but keep outputs of their own
+        with bb.function(name, params, attrs=attrs, private=True):
             with bb.dataflow():
                 for member in group.members:
                     if member in self.graph.func.params:

@@ -119,6 +119,12 @@ def test_exact_networks_agree_bit_for_bit(seed: int, tmp_path: Path) -> None:
     agree(ExactNetwork(seed).build(8), seed, tmp_path, exact=True)
 
 
+def test_equal_kernels_keep_outputs_of_their_own() -> None:
+    # The slice of the frame and that of the keyframe are the same function.
+    compiled = compiler.build(network(ExactNetwork(4).build(12), 4), frame_program=False)
+    assert {"residual_slice_2", "residual_k_slice_2"} <= set(compiled.lowered.kernels)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4, 40))
 def test_more_exact_networks_agree_bit_for_bit(seed: int, tmp_path: Path) -> None:
