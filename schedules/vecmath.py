@@ -109,13 +109,15 @@ def to_half(code: Code, x: Expr, lanes: int, native: bool) -> Expr:
     """
     if native:
         return reinterpret(cast(x, "float16", lanes), "uint16", lanes)
-    bits = code.bind(reinterpret(x, "int32", lanes))
+    # Bound values would be copied into their uses (see `Code.hold`), with all of x: six times here,
+    # and again at the next conversion.
+    bits = code.hold(reinterpret(x, "int32", lanes), "int32", lanes)
 
     def k(value: int) -> Expr:
         return constant(value, "int32", lanes)
 
-    sign = code.bind((bits >> k(16)) & k(0x8000))
-    magnitude = code.bind(bits & k(0x7FFFFFFF))
+    sign = (bits >> k(16)) & k(0x8000)
+    magnitude = code.hold(bits & k(0x7FFFFFFF), "int32", lanes)
     odd = (magnitude >> k(13)) & k(1)
     normal = (magnitude + (k(0xFFF) + odd) - k(112 << 23)) >> k(13)
     # Adding 0.5 leaves a subnormal's mantissa, correctly rounded, in the low bits.
@@ -123,14 +125,14 @@ def to_half(code: Code, x: Expr, lanes: int, native: bool) -> Expr:
     subnormal = reinterpret(scaled, "int32", lanes) - k(0x3F000000)
     value = tirx.Select(magnitude < k(113 << 23), subnormal, normal)
     value = tirx.Select(magnitude >= k(0x477FF000), k(0x7C00), value)
-    return code.bind(cast(value | sign, "uint16", lanes))
+    return code.hold(cast(value | sign, "uint16", lanes), "uint16", lanes)
 
 
 def from_half(code: Code, bits: Expr, lanes: int, native: bool) -> Expr:
     """Convert the bits of float16 (``uint16`` lanes) to float32."""
     if native:
         return cast(reinterpret(bits, "float16", lanes), _F, lanes)
-    wide = code.bind(cast(bits, "int32", lanes))
+    wide = code.hold(cast(bits, "int32", lanes), "int32", lanes)
 
     def k(value: int) -> Expr:
         return constant(value, "int32", lanes)
@@ -141,4 +143,4 @@ def from_half(code: Code, bits: Expr, lanes: int, native: bool) -> Expr:
     finite = reinterpret(scaled, "int32", lanes)
     value = tirx.Select((wide & k(0x7C00)) == k(0x7C00), magnitude | k(0x7F800000), finite)
     result = value | ((wide & k(0x8000)) << k(16))
-    return code.bind(reinterpret(result, _F, lanes))
+    return code.hold(reinterpret(result, _F, lanes), _F, lanes)
