@@ -112,7 +112,7 @@ class Energy:
             index = at(spec, y, x, start)
             stored = load(self.ctx.buffer(spec.name), index, lanes)
             if lanes < _BYTES:
-                # Four times over where needed: TVM refuses shuffles with more lanes than operands.
+                # TVM refuses shuffles that have more lanes than their operands.
                 stored = tirx.Shuffle([stored] * (-(-_BYTES // lanes)), list(range(_BYTES)))
             offset = self.ctx.kernel.code.zero_point
             signed = reinterpret(stored, "int8", _BYTES) ^ constant(
@@ -122,7 +122,7 @@ class Energy:
             keep = np.zeros(_BYTES, np.int8)
             keep[:lanes] = self.valid[start : start + lanes]
             if not keep.all():
-                mask = self.code_mask(keep)
+                mask = self._mask(keep)
                 size = size & load(mask, [0], _BYTES)
             size = code.hold(size, "int8", _BYTES)
             for n, table in enumerate(self.tables):
@@ -141,7 +141,7 @@ class Energy:
                 )
         return [code.hold(v, "int32", LANES) for v in sums]
 
-    def code_mask(self, keep: np.ndarray[Any, Any]) -> Any:
+    def _mask(self, keep: np.ndarray[Any, Any]) -> Any:
         """Return the constant that clears lanes beyond the channels."""
         if keep.tobytes() not in self.masks:
             self.masks[keep.tobytes()] = self.ctx.constant("mask", keep)
@@ -167,7 +167,7 @@ class Energy:
     def folded(self, vectors: list[Expr]) -> list[Expr]:
         """Add up the lanes of every pixel; lane ``slot`` of the results is a pixel's sum."""
         code = self.code
-        width = LANES // self.shared if self.shared > 1 else LANES  # lanes of one pixel
+        width = LANES // self.shared  # lanes of one pixel
         while width > 1:
             pairs = [
                 (vectors[n], vectors[n + 1] if n + 1 < len(vectors) else vectors[n])
