@@ -126,7 +126,7 @@ def test_equal_kernels_keep_outputs_of_their_own() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4, 40))
+@pytest.mark.parametrize("seed", range(4, 10))
 def test_more_exact_networks_agree_bit_for_bit(seed: int, tmp_path: Path) -> None:
     agree(ExactNetwork(seed).build(12), seed, tmp_path, exact=True)
 
@@ -137,7 +137,7 @@ def test_networks_agree(seed: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3, 40))
+@pytest.mark.parametrize("seed", range(3, 9))
 def test_more_networks_agree(seed: int, tmp_path: Path) -> None:
     agree(random_network(seed, 12), seed, tmp_path, exact=False)
 
@@ -162,9 +162,8 @@ def test_kernels_keep_what_the_reference_computes(seed: int) -> None:
     kernels_agree(seed, 8)
 
 
-# Network 34 has (a + b) − a, which TVM simplifies: see docs/numerics.md.
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", sorted({*range(5, 50)} - {34}))
+@pytest.mark.parametrize("seed", range(5, 12))
 def test_more_kernels_keep_what_the_reference_computes(seed: int) -> None:
     kernels_agree(seed, 12)
 
