@@ -43,7 +43,8 @@ def main() -> None:
             f"| {p.ms:.2f} | {p.to_keyframe:.3f} | {alone} |"
         )
     frame_ms = "–" if found.frame_ms is None else f"{found.frame_ms:.2f}"
-    end = "never" if found.stops_paying_at is None else f"at {100 * found.stops_paying_at:.0f} % changed"
+    share = found.stops_paying_at
+    end = "never" if share is None else f"at {100 * share:.0f} % changed"
     lines += [
         "",
         f"Keyframe {found.keyframe_ms:.2f} ms, plain frame {frame_ms} ms, probe "
