@@ -17,6 +17,7 @@ from resq_tvm.schedules.energy import Energy
 from resq_tvm.schedules.reach import Window
 from resq_tvm.schedules.sparse import any_changed
 from resq_tvm.schedules.spec import BUDGET_BLOCK, TensorSpec
+from resq_tvm.schedules.tiles import rest
 
 _OCTAVES = 33  # nothing, or 1 + the position of the highest bit
 
@@ -75,20 +76,14 @@ def _octave(energy: Expr) -> Expr:
     return tirx.const(32, "int32") - leading
 
 
-def _rest(extent: int, start: Expr) -> Expr:
-    """Return how many positions of a block from ``start`` on lie within the extent."""
-    if extent % BUDGET_BLOCK == 0:
-        return BUDGET_BLOCK
-    if isinstance(start, int):
-        return min(BUDGET_BLOCK, extent - start)
-    return tirx.Min(tirx.const(BUDGET_BLOCK, "int32"), extent - start)
-
-
 def _block_energy(ctx: Context, energy: Energy, spec: TensorSpec, y: Expr, x: Expr) -> Expr:
     code = ctx.code
     total = code.allocate(1, "int32", "total")
     code.store(total, [0], tirx.const(0, "int32"), 1)
-    with code.loop(_rest(spec.h, y), "r") as r, code.loop(_rest(spec.w, x), "q") as q:
+    with (
+        code.loop(rest(spec.h, y, BUDGET_BLOCK), "r") as r,
+        code.loop(rest(spec.w, x, BUDGET_BLOCK), "q") as q,
+    ):
         for vector in energy.row(y + r, x + q, 1, 1)[0]:
             lanes: Any = tirx.op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", vector)
             code.store(total, [0], load(total, [0], 1) + lanes, 1)
@@ -97,5 +92,8 @@ def _block_energy(ctx: Context, energy: Energy, spec: TensorSpec, y: Expr, x: Ex
 
 def _drop(ctx: Context, chooser: Chooser, y: Expr, x: Expr) -> None:
     code, spec = ctx.code, chooser.spec
-    with code.loop(_rest(spec.h, y), "r") as r, code.loop(_rest(spec.w, x), "q") as q:
+    with (
+        code.loop(rest(spec.h, y, BUDGET_BLOCK), "r") as r,
+        code.loop(rest(spec.w, x, BUDGET_BLOCK), "q") as q,
+    ):
         chooser.clear(y + r, x + q)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm import tirx
 
-from resq_tvm.schedules.code import Expr, cast, constant, intrinsic, load, splat
+from resq_tvm.schedules.code import Expr, cast, constant, index_of, intrinsic, load, splat
 from resq_tvm.schedules.context import LANES, Context, at
 from resq_tvm.schedules.energy import Energy, narrow
 from resq_tvm.schedules.sparse import Tile
@@ -169,17 +169,13 @@ def _own(tile: Tile, i: Expr, j: Expr) -> Expr | None:
     Codes that have been rewritten must not be decided on again.
     """
     conditions = [
-        tirx.GE(_value(index), before)
+        tirx.GE(index_of(index), before)
         for index, before in ((i, tile.before_y), (j, tile.before_x))
         if not isinstance(before, int)
     ]
     if not conditions:
         return None
     return conditions[0] if len(conditions) == 1 else tirx.And(*conditions)
-
-
-def _value(index: Expr) -> Any:
-    return tirx.const(index, "int32") if isinstance(index, int) else index
 
 
 def _roots(totals: Expr) -> Expr:

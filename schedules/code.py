@@ -62,7 +62,8 @@ def _span(index: Sequence[Expr], lanes: int) -> list[Expr]:
     return [*index[:-1], last]
 
 
-def _index(value: Expr) -> Any:
+def index_of(value: Expr) -> Any:
+    """Return an index as an expression: a Python number becomes an int32 constant."""
     return tirx.const(value, "int32") if isinstance(value, int) else value
 
 
@@ -122,7 +123,7 @@ class Code:
         if body:
             kind = tirx.ForKind.PARALLEL if parallel else tirx.ForKind.SERIAL
             self._scopes[-1].append(
-                tirx.For(var, tirx.const(0), _index(extent), kind, tirx.stmt_seq(*body))
+                tirx.For(var, tirx.const(0), index_of(extent), kind, tirx.stmt_seq(*body))
             )
 
     @contextmanager

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from resq_tvm.schedules.code import Expr, cast, constant, load, splat
+from resq_tvm.schedules.code import Expr, cast, constant, index_of, load, splat
 from resq_tvm.schedules.context import LANES, Context, ceil_div
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.packed import PACK, PackedEpilogue
 from resq_tvm.schedules.sparse import mark
+from resq_tvm.schedules.tiles import rest
 from resq_tvm.schedules.vecmath import MAGIC, clamp, fence
 
 _F = "float32"
@@ -57,29 +58,16 @@ def _clamped(index: Expr, step: int, extent: int) -> Expr:
     return tirx.Max(tirx.Min(moved, tirx.const(extent - 1, "int32")), tirx.const(0, "int32"))
 
 
-def _rest(extent: int, start: Expr, size: int) -> Expr:
-    """Return how many of ``size`` positions from ``start`` on lie within the extent."""
-    if extent % size == 0:
-        return size
-    if isinstance(start, int):
-        return min(size, extent - start)
-    return tirx.Min(tirx.const(size, "int32"), extent - start)
-
-
 def _mark_block(ctx: Context, y: Expr, x: Expr, changed: Expr) -> None:
     sparse, code, kernel = ctx.kernel.sparse, ctx.code, ctx.kernel
     assert sparse is not None and kernel.gate is not None and sparse.gate_map is not None
     size, seen = kernel.gate.block, sparse.gate_map
-    with code.loop(_rest(kernel.h, y, size), "r") as r:
+    with code.loop(rest(kernel.h, y, size), "r") as r:
         if kernel.w % size == 0:
             mark(ctx, seen, y + r, x, size, changed)
         else:
-            with code.loop(_rest(kernel.w, x, size), "q") as q:
+            with code.loop(rest(kernel.w, x, size), "q") as q:
                 mark(ctx, seen, y + r, x + q, 1, changed)
-
-
-def _index(value: Expr) -> Any:
-    return tirx.const(value, "int32") if isinstance(value, int) else value
 
 
 class _Energy:
@@ -120,7 +108,7 @@ class _Energy:
         code, kernel, size = self.ctx.code, self.ctx.kernel, self.gate.block
         acc = code.allocate(LANES, _F, "e")
         code.store(acc, [0], constant(0.0, _F, LANES), LANES)
-        with code.loop(_rest(kernel.h, y0, size), "r") as r:
+        with code.loop(rest(kernel.h, y0, size), "r") as r:
             if self.flat:
                 extent = size * kernel.c
                 for start in range(0, extent, LANES):
@@ -129,7 +117,7 @@ class _Energy:
                 for q in range(0, size, PACK):
                     self._four(acc, y0 + r, x0 + q, min(PACK, size - q))
             else:
-                with code.loop(_rest(kernel.w, x0, size), "q") as q:
+                with code.loop(rest(kernel.w, x0, size), "q") as q:
                     self._pixel(acc, y0 + r, x0 + q)
         lanes = cast(load(acc, [0], LANES), "int32", LANES)
         total = tirx.op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", lanes)
@@ -140,10 +128,10 @@ class _Energy:
         code, kernel = self.ctx.code, self.ctx.kernel
         mask = load(self.mask, [0], LANES)
         if kernel.w % PACK == 0 and self.gate.block % PACK == 0:
-            with code.when(_index(x) < kernel.w):
+            with code.when(index_of(x) < kernel.w):
                 self._add(acc, y, x, 0, LANES, mask)
             return
-        position = _index(x)
+        position = index_of(x)
         with code.when(position < kernel.w):
             start = code.bind(tirx.Min(position, tirx.const(kernel.w - PACK, "int32")))
             pixel = load(self.pixel, [0], LANES)

@@ -16,7 +16,7 @@ from typing import Any
 
 from tvm import tirx
 
-from resq_tvm.schedules.code import Code, Expr, cast, load, reinterpret
+from resq_tvm.schedules.code import Code, Expr, cast, index_of, load, reinterpret
 from resq_tvm.schedules.context import Context, ceil_div
 from resq_tvm.schedules.reach import Window
 from resq_tvm.schedules.spec import TensorSpec
@@ -219,5 +219,4 @@ def _inside(index: Expr, last: int) -> Expr:
 
 def choose_row(changed: Expr, row: Expr, otherwise: int) -> Expr:
     """Return ``row`` of a constant where a tile changed, else another."""
-    chosen = tirx.const(row, "int32") if isinstance(row, int) else row
-    return tirx.Select(changed, chosen, tirx.const(otherwise, "int32"))
+    return tirx.Select(changed, index_of(row), index_of(otherwise))

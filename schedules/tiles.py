@@ -17,3 +17,12 @@ def overlap(tile: Expr, size: int, extent: int) -> Expr:
     if extent % size == 0 or isinstance(start, int):
         return start
     return tirx.Min(start, tirx.const(extent - size, "int32"))
+
+
+def rest(extent: int, start: Expr, size: int) -> Expr:
+    """Return how many of ``size`` positions from ``start`` on lie within the extent."""
+    if extent % size == 0:
+        return size
+    if isinstance(start, int):
+        return min(size, extent - start)
+    return tirx.Min(tirx.const(size, "int32"), extent - start)
