@@ -23,6 +23,7 @@ from resq_tvm.passes.fuse import FuseKernels
 from resq_tvm.passes.lower import KernelRecord, Lowered, lower
 from resq_tvm.passes.partition.keyframe import Keyframe
 from resq_tvm.passes.partition.program import Settings
+from resq_tvm.schedules.choice import Decider
 from resq_tvm.targets.preset import Target
 
 FRAME = "frame"
@@ -36,7 +37,7 @@ class Joined:
     frame_params: tuple[str, ...]
 
 
-def lower_frame(mod: tvm.IRModule, target: Target) -> Lowered:
+def lower_frame(mod: tvm.IRModule, target: Target, decide: Decider | None = None) -> Lowered:
     """Lower the keyframe program of a calibrated module without its state.
 
     Parameters
@@ -44,6 +45,8 @@ def lower_frame(mod: tvm.IRModule, target: Target) -> Lowered:
     mod : IRModule
         Canonical ``main`` with `resq.layers` and `resq.scales`.
     target : Target
+    decide : callable, optional
+        Takes the decision about every kernel; the target's rules by default.
 
     Returns
     -------
@@ -54,7 +57,7 @@ def lower_frame(mod: tvm.IRModule, target: Target) -> Lowered:
     function = Keyframe(Settings(mod["main"], "float32", False), []).build()
     alone = tvm.IRModule({"keyframe": function.with_attr("global_symbol", "keyframe")})
     fuse: Any = FuseKernels()
-    return lower(fuse(alone), target)
+    return lower(fuse(alone), target, decide)
 
 
 def join(lowered: Lowered, frame: Lowered) -> Joined:

@@ -29,22 +29,26 @@ from resq_tvm.passes.fuse import plane_of
 from resq_tvm.passes.graph import Graph, is_linear_layer, op_name, recall, shape_of
 from resq_tvm.passes.kernel_spec import Thresholds, read_kernel
 from resq_tvm.passes.layouts import Plan, agree_on_state, renamed
+from resq_tvm.schedules.choice import Decider, by_rules
 from resq_tvm.schedules.context import input_maps, output_maps
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.emit import emit
-from resq_tvm.schedules.rules import decide
 from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.targets.preset import Target
 
 
 @dataclass(frozen=True, eq=False)
 class KernelRecord:
-    """One kernel: where it runs, what it means, how it is scheduled, its entries of ``params``."""
+    """One kernel: where it runs, what it means, how it is scheduled, its entries of ``params``.
+
+    ``origin`` says who decided (`resq_tvm.schedules.choice.Chosen`).
+    """
 
     program: str
     layer: str | None
     kernel: FusedKernel
     decision: Decision
+    origin: str
     params: tuple[int, ...]
     index: int = 0
 
@@ -69,14 +73,23 @@ class Lowered:
     thresholds: dict[str, float]
 
 
-def lower(mod: tvm.IRModule, target: Target) -> Lowered:
-    """Lower the fused ``keyframe`` (and ``residual``, if any) for a target."""
+def lower(mod: tvm.IRModule, target: Target, decide: Decider | None = None) -> Lowered:
+    """Lower the fused ``keyframe`` (and ``residual``, if any) for a target.
+
+    Parameters
+    ----------
+    mod : IRModule
+    target : Target
+    decide : callable, optional
+        Takes the decision about every kernel; the target's rules by default.
+    """
+    decide = decide or by_rules(target)
     programs: list[str] = [n for n in ("keyframe", "residual") if n in _names(mod)]
     plans = {n: Plan(mod, n, target) for n in programs}
     agree_on_state(plans)
     constants = _Constants()
     kernels: dict[str, KernelRecord] = {}
-    writers = [_Writer(plans[n], constants, kernels, target) for n in programs]
+    writers = [_Writer(plans[n], constants, kernels, target, decide) for n in programs]
     for writer in writers:
         writer.emit_kernels()
     thresholds = {k: v for w in writers for k, v in w.thresholds.values.items()}
@@ -126,9 +139,15 @@ class _Writer:
     """Writes one lowered program."""
 
     def __init__(
-        self, plan: Plan, constants: _Constants, kernels: dict[str, KernelRecord], target: Target
+        self,
+        plan: Plan,
+        constants: _Constants,
+        kernels: dict[str, KernelRecord],
+        target: Target,
+        decide: Decider,
     ) -> None:
-        self.plan, self.constants, self.kernels, self.target = plan, constants, kernels, target
+        self.plan, self.constants, self.kernels = plan, constants, kernels
+        self.target, self.decide = target, decide
         self.emitted: dict[Any, tuple[Any, FusedKernel, list[int]]] = {}
         self.thresholds = Thresholds()
         self.workspace: Workspace | None = None
@@ -160,12 +179,18 @@ class _Writer:
         for index, (var, func, kernel) in enumerate(read):
             if self.workspace is not None:
                 kernel = with_thresholds(kernel, len(self.thresholds.values))
-            decision = decide(kernel, self.target)
-            prim, packed = emit(kernel, decision, self.target)
+            chosen = self.decide(kernel)
+            prim, packed = emit(kernel, chosen.decision, self.target)
             indices = [self.constants.add(f"{kernel.name}.{n}", a) for n, a in packed]
             self.emitted[var] = (prim, kernel, indices)
             self.kernels[kernel.name] = KernelRecord(
-                plan.program, _layer_of(func), kernel, decision, tuple(indices), index
+                plan.program,
+                _layer_of(func),
+                kernel,
+                chosen.decision,
+                chosen.origin,
+                tuple(indices),
+                index,
             )
 
     def write(self, out: tvm.IRModule) -> None:

@@ -13,6 +13,7 @@ from resq_tvm.passes.fuse import FuseKernels
 from resq_tvm.passes.lower import Lowered, lower
 from resq_tvm.passes.partition import Partition
 from resq_tvm.passes.schedule_opaque import ScheduleOpaque
+from resq_tvm.schedules.choice import Decider
 from resq_tvm.targets.preset import Target
 
 Observer = Callable[[str, Any], None]
@@ -38,6 +39,7 @@ def run_phases(
     state_dtype: str,
     recurrent: bool,
     observe: Observer | None = None,
+    decide: Decider | None = None,
 ) -> Lowered:
     """Partition → fuse → lower a calibrated module.
 
@@ -47,6 +49,8 @@ def run_phases(
         Canonical ``main`` with `resq.layers` and `resq.scales`.
     observe : callable, optional
         Called with (phase, module) after every phase.
+    decide : callable, optional
+        Takes the decision about every kernel; the target's rules by default.
     """
     see = observe or (lambda _phase, _mod: None)
     see("calibrated", mod)
@@ -57,7 +61,7 @@ def run_phases(
     fuse: Any = FuseKernels()
     mod = fuse(mod)
     see("fused", mod)
-    lowered = lower(mod, target)
+    lowered = lower(mod, target, decide)
     see("lowered", lowered.module)
     return lowered
 

@@ -29,6 +29,7 @@ _PUBLIC = {
     "Session": "resq_tvm.session",
     "KeyframePolicy": "resq_tvm.keyframes",
     "benchmark": "resq_tvm.bench",
+    "tune": "resq_tvm.tuning",
 }
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from resq_tvm.quantize.qnet import QuantizedNetwork
     from resq_tvm.quantize.thresholds import fit_thresholds
     from resq_tvm.session import Session
+    from resq_tvm.tuning import tune
 
 __all__ = [
     "Artifact",
@@ -54,6 +56,7 @@ __all__ = [
     "compile",
     "fit_thresholds",
     "load",
+    "tune",
 ]
 
 

@@ -214,11 +214,7 @@ def profile_kernels(session: Session, frames: list[Frame], rounds: int = 5) -> l
             with session.observed() as calls:
                 session(next(source))
             runs.append(calls)
-        layers = {
-            kernel: layer.name
-            for layer in session.artifact.manifest.layers
-            for kernel in _kernel_names(layer.model_dump(), program)
-        }
+        layers = {k.name: k.layer for k in session.artifact.manifest.kernels}
         for same in zip(*runs, strict=True):
             name = same[0][0]
             table.append(
@@ -230,12 +226,6 @@ def profile_kernels(session: Session, frames: list[Frame], rounds: int = 5) -> l
                 }
             )
     return table
-
-
-def _kernel_names(layer: dict[str, Any], program: str) -> list[str]:
-    """Return the kernels of a layer: the manifest has ``kernels: {program: {"name": …}}``."""
-    named = layer.get("kernels", {}).get(program)
-    return [named["name"]] if isinstance(named, dict) and "name" in named else []
 
 
 def _prepare(manifest: Manifest, clip: Clip | None) -> list[Frame]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from resq_tvm.artifact import Artifact, write_artifact
 from resq_tvm.errors import CompileError
 from resq_tvm.passes.frame import join, lower_frame
 from resq_tvm.passes.lower import KernelRecord, Lowered
-from resq_tvm.passes.pipeline import dump_to, generate_code, run_phases
+from resq_tvm.passes.pipeline import Observer, dump_to, generate_code, run_phases
 from resq_tvm.passes.policy import is_dynamic
 from resq_tvm.processing.config import ProcessingConfig
 from resq_tvm.quantize.qnet import QuantizedNetwork
+from resq_tvm.schedules.choice import Decider, fallbacks
+from resq_tvm.schedules.tuning.records import decider
+from resq_tvm.schedules.tuning.tasks import describe
 from resq_tvm.targets.preset import Target, get_target
 
 STATE_DTYPES = ("float16", "float32")
@@ -41,6 +45,10 @@ def compile(
     output: str | Path | None = None,
     state_dtype: str = "float16",
     frame_program: bool = True,
+    database: str | PathLike[str] = "shipped",
+    device: str | None = None,
+    tuned_threads: int = 1,
+    strict: bool = False,
     processing: ProcessingConfig | None = None,
     dump: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
@@ -60,6 +68,16 @@ def compile(
     frame_program : bool
         Give an artifact that chooses bits a third program, ``frame``: a frame on its own without
         state, for frames on which residuals do not pay. Other artifacts have none.
+    database : str or path
+        Measured schedules: a work directory of ``resq-tvm tune``, ``"shipped"`` (those of this
+        package, where it has some of this machine) or ``"none"``. Kernels without a record get the
+        heuristic's schedule.
+    device : str, optional
+        What the artifact will run on, as tuning named it; this machine's processor by default.
+    tuned_threads : int
+        Threads per kernel of the measurements.
+    strict : bool
+        Refuse kernels that were not tuned or do without the target's dot product.
     processing : ProcessingConfig, optional
         Pre- and post-processing that goes into the manifest.
     dump : path, optional
@@ -70,18 +88,30 @@ def compile(
     Raises
     ------
     CompileError
-        If an option is wrong or the network cannot be compiled for the target.
+        If an option is wrong, the network cannot be compiled for the target, or ``strict`` finds
+        a fallback.
+    ConfigError
+        If ``database`` has no records of the target, the device and the number of threads.
     TargetError
         If the target is unknown.
     """
+    preset = get_target(target) if isinstance(target, str) else target
     compiled = build(
         qnet,
-        target,
+        preset,
         state_dtype=state_dtype,
         frame_program=frame_program,
+        database=database,
+        device=device,
+        tuned_threads=tuned_threads,
         dump=dump,
         progress=progress,
     )
+    if strict and (found := fallbacks(compiled.info["kernels"], preset.isa)):
+        raise CompileError(
+            f"{len(found)} kernel(s) fell back: {'; '.join(found)}; tune for this device, or "
+            "compile without strict"
+        )
     if progress:
         progress("write artifact")
     return write_artifact(compiled, output, processing=processing)
@@ -93,37 +123,25 @@ def build(
     *,
     state_dtype: str = "float16",
     frame_program: bool = True,
+    database: str | PathLike[str] = "shipped",
+    device: str | None = None,
+    tuned_threads: int = 1,
     dump: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Compiled:
     """Compile without writing an artifact; parameters as of `compile`."""
-    if state_dtype not in STATE_DTYPES:
-        raise CompileError(
-            f"state dtype {state_dtype!r} is unknown; use {' or '.join(STATE_DTYPES)}"
-        )
-    options = qnet.options
-    recurrent = options.get("residual", "pairwise") == "recurrent"
-    dynamic = is_dynamic(qnet.module["main"])
-    if dynamic and recurrent:
-        raise CompileError(
-            f"scheme {qnet.scheme} chooses bits of differences to the keyframe, its residuals are "
-            "recurrent; calibrate with residual='pairwise'"
-        )
     preset = get_target(target) if isinstance(target, str) else target
     tell = progress or (lambda _step: None)
-    observe = dump_to(Path(dump)) if dump is not None else None
+    decide = decider(preset, database, device=device, threads=tuned_threads)
     tell("partition, fuse, lower")
-    lowered = run_phases(
-        qnet.module,
+    lowered, frame_params = lower_network(
+        qnet,
         preset,
         state_dtype=state_dtype,
-        recurrent=recurrent,
-        observe=observe,
+        frame_program=frame_program,
+        decide=decide,
+        observe=dump_to(Path(dump)) if dump is not None else None,
     )
-    frame_params = None
-    if frame_program and dynamic:
-        joined = join(lowered, lower_frame(qnet.module, preset))
-        lowered, frame_params = joined.lowered, joined.frame_params
     tell("generate code")
     executable = generate_code(lowered, preset)
     report = bops.count(qnet.module, qnet.period)
@@ -149,12 +167,71 @@ def build(
         "probe": "probe" in [g.name_hint for g in lowered.module.get_global_vars()],
         "thresholds": list(lowered.thresholds),
         "frame_params": frame_params,
-        "layers": _layers(report, qnet.layers, lowered.kernels),
+        "layers": _layers(report, qnet.layers),
+        "kernels": [_kernel(r) for r in lowered.kernels.values()],
         "opaque": lowered.opaque,
         "bops": report.totals(),
-        "options": {**options, "state_dtype": state_dtype},
+        "options": {**qnet.options, "state_dtype": state_dtype},
     }
     return Compiled(executable, lowered.params, info, lowered)
+
+
+def lower_network(
+    qnet: QuantizedNetwork,
+    target: Target,
+    *,
+    state_dtype: str = "float16",
+    frame_program: bool = True,
+    decide: Decider | None = None,
+    observe: Observer | None = None,
+) -> tuple[Lowered, tuple[str, ...] | None]:
+    """Lower all programs of a network.
+
+    Parameters
+    ----------
+    qnet : QuantizedNetwork
+    target : Target
+    state_dtype, frame_program
+        As of `compile`.
+    decide : callable, optional
+        Takes the decision about every kernel; the target's rules by default.
+    observe : callable, optional
+        Called with (phase, module) after every phase.
+
+    Returns
+    -------
+    lowered : Lowered
+    frame_params : tuple of str or None
+        What the program ``frame`` takes, if there is one.
+
+    Raises
+    ------
+    CompileError
+        If an option is wrong or the network cannot be compiled for the target.
+    """
+    if state_dtype not in STATE_DTYPES:
+        raise CompileError(
+            f"state dtype {state_dtype!r} is unknown; use {' or '.join(STATE_DTYPES)}"
+        )
+    recurrent = qnet.options.get("residual", "pairwise") == "recurrent"
+    dynamic = is_dynamic(qnet.module["main"])
+    if dynamic and recurrent:
+        raise CompileError(
+            f"scheme {qnet.scheme} chooses bits of differences to the keyframe, its residuals are "
+            "recurrent; calibrate with residual='pairwise'"
+        )
+    lowered = run_phases(
+        qnet.module,
+        target,
+        state_dtype=state_dtype,
+        recurrent=recurrent,
+        observe=observe,
+        decide=decide,
+    )
+    if not frame_program or not dynamic:
+        return lowered, None
+    joined = join(lowered, lower_frame(qnet.module, target, decide))
+    return joined.lowered, joined.frame_params
 
 
 def _input_state(lowered: Lowered) -> dict[int, int]:
@@ -169,15 +246,21 @@ def _input_state(lowered: Lowered) -> dict[int, int]:
     return {place: i for place, i in held.items() if place is not None}
 
 
-def _layers(
-    report: Any, precisions: dict[str, str], kernels: dict[str, KernelRecord]
-) -> list[dict[str, Any]]:
-    """Return a manifest entry per linear layer: cost, bits, and the kernels that run it."""
-    ran: dict[str, dict[str, dict[str, str]]] = {}
-    for record in kernels.values():
-        if record.layer is not None:
-            entry = {"name": record.kernel.name, "decision": str(record.decision)}
-            ran.setdefault(record.layer, {})[record.program] = entry
+def _kernel(record: KernelRecord) -> dict[str, str | None]:
+    """Return a manifest entry per kernel: what it is, and who decided about its schedule."""
+    return {
+        "name": record.kernel.name,
+        "program": record.program,
+        "layer": record.layer,
+        "shape": describe(record.kernel),
+        "decision": str(record.decision),
+        "method": record.decision.method,
+        "origin": record.origin,
+    }
+
+
+def _layers(report: Any, precisions: dict[str, str]) -> list[dict[str, Any]]:
+    """Return a manifest entry per linear layer: cost and bits."""
     entries = []
     for layer in report.layers:
         text = precisions[layer.name]
@@ -189,7 +272,6 @@ def _layers(
                 "macs": layer.macs,
                 "key_bits": key,
                 "residual_bits": residual or (key if key == "float" else None),
-                "kernels": ran.get(layer.name, {}),
             }
         )
     return entries

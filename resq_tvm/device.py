@@ -18,7 +18,8 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -44,7 +45,7 @@ def fingerprint(threads: int | None = None) -> dict[str, Any]:
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     facts: dict[str, Any] = {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "machine": platform.machine(),
         "cpus": available_cpus(),
         "memory_mib": memory >> 20,

@@ -54,6 +54,10 @@ class CompileError(ResqError):
     """A network cannot be compiled as asked."""
 
 
+class TuningError(ResqError):
+    """Candidates cannot be built or measured."""
+
+
 class OutputError(ResqError):
     """An output path cannot be written."""
 

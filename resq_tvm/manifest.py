@@ -107,6 +107,22 @@ class LayerEntry(_Open):
     residual_bits: str | None = None
 
 
+class KernelEntry(_Open):
+    """One kernel of ours: where it runs, what it is, and who decided about its schedule.
+
+    ``origin`` is ``"heuristic"``, ``"record TASK"`` (a measurement), or ``"only"`` (there is but
+    one schedule).
+    """
+
+    name: str
+    program: str
+    layer: str | None = None
+    shape: str = ""
+    decision: str = ""
+    method: str = ""
+    origin: str = ""
+
+
 class ParamEntry(_Strict):
     """One packed constant, in the order in which the library takes them."""
 
@@ -147,6 +163,7 @@ class Manifest(_Strict):
     frame_params: tuple[str, ...] | None = None
     params: tuple[ParamEntry, ...] = ()
     layers: tuple[LayerEntry, ...] = ()
+    kernels: tuple[KernelEntry, ...] = ()
     opaque: dict[str, tuple[str, ...]] = {}
     bops: dict[str, Any] = {}
     options: dict[str, Any] = {}

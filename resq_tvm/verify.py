@@ -25,16 +25,12 @@ from tvm.runtime.vm import VirtualMachine
 from resq_tvm.passes.graph import Graph, inputs_of, op_name, recall
 from resq_tvm.passes.lower import KernelRecord
 from resq_tvm.reference.executor import Executor
-from resq_tvm.schedules.spec import CodeFormat, Conv, FusedKernel, TensorSpec
+from resq_tvm.schedules.meaning import is_exact
+from resq_tvm.schedules.spec import CodeFormat, TensorSpec
 from resq_tvm.workspace import StreamWorkspace
 
 if TYPE_CHECKING:
     from resq_tvm.compiler import Compiled
-
-EXACT_NODES = frozenset(
-    {"anchor", "load", "vector", "scalar", "dequantize", "add", "sub", "mul", "max", "min", "neg"}
-    | {"abs", "prelu", "round16", "quantize", "gate"}
-)
 
 
 @dataclass
@@ -208,7 +204,7 @@ class _Chains:
         expected = _reference(self.references[name], [a[0] for a in arguments])
         alone = _reference(self.references[name], [a[1] for a in arguments])
         check = self.report.kernels.setdefault(
-            name, KernelCheck(name, record.layer, _is_exact(record.kernel))
+            name, KernelCheck(name, record.layer, is_exact(record.kernel))
         )
         for got, want, other in zip(own, expected, alone, strict=True):
             check.values += got.size
@@ -253,8 +249,3 @@ def _evaluate(var: Any, call: Any, variables: list[Any], arrays: list[Any]) -> N
             out = bb.emit_output(recall(call, env.__getitem__))
         bb.emit_func_output(out)
     return _reference(Executor(bb.finalize()["main"]), arrays)[0]
-
-
-def _is_exact(kernel: FusedKernel) -> bool:
-    integer = isinstance(kernel.anchor, Conv) or not any(n.op == "anchor" for n in kernel.nodes)
-    return integer and all(n.op in EXACT_NODES for n in kernel.nodes)

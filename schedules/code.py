@@ -100,6 +100,10 @@ class Code:
         """Store ``lanes`` consecutive elements, the first of them at ``index``."""
         self._scopes[-1].append(tirx.BufferStore(buffer, value, _span(index, lanes)))
 
+    def run(self, call: Expr) -> None:
+        """Evaluate an expression for what it does."""
+        self._scopes[-1].append(tirx.Evaluate(call))
+
     def allocate(self, elements: int, dtype: str, name: str = "acc") -> Any:
         """Allocate a small buffer on the stack.
 

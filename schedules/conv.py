@@ -17,6 +17,7 @@ from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
 from resq_tvm.schedules.dots import Dot, dot_for
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.packing import Segment, densify, pack_weight, segments_of
+from resq_tvm.schedules.prefetch import fetch_ahead
 from resq_tvm.schedules.reach import convolution
 from resq_tvm.schedules.sparse import changed_tiles, choose_row
 from resq_tvm.schedules.spec import Conv, Phase
@@ -126,6 +127,16 @@ class _PhaseBlock:
         code, lanes = self.code, self.block.lanes
         changed = None if active is None else active != 0
         row = o if changed is None else choose_row(changed, o, self.block.count)
+        sy, sx = self.anchor.out_stride
+        first = (o * len(lanes) + self.block.start) * LANES
+        ahead = self.ctx.decision.prefetch * tile_x
+
+        def place(i: int, j: Expr) -> tuple[Expr, Expr]:
+            return (y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox
+
+        if ahead and active is None:
+            shape = (tile_y, tile_x)
+            fetch_ahead(self.ctx, shape, lambda i, j: place(i, j + ahead), first, len(lanes))
         pixels = [(i, j) for i in range(tile_y) for j in range(tile_x)]
         part = LANES // self.dot.pieces
         acc: dict[tuple[int, int], Any] = {}
@@ -137,15 +148,9 @@ class _PhaseBlock:
         with nullcontext() if changed is None else code.when(changed):
             for segment in self.segments:
                 self._reduce(segment, o, y0, x0, pixels, acc)
-        sy, sx = self.anchor.out_stride
         for v, width in enumerate(lanes):
-            self.epilogue.tile(
-                [acc[n, v] for n in range(len(pixels))],
-                tile_x,
-                lambda i, j: ((y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox),
-                (o * len(lanes) + self.block.start + v) * LANES,
-                width,
-            )
+            column = [acc[n, v] for n in range(len(pixels))]
+            self.epilogue.tile(column, tile_x, place, first + v * LANES, width)
 
     def _reduce(
         self,

@@ -28,6 +28,9 @@ class Decision:
         every pixel is visited once) or the outermost.
     parallel : bool
         Whether the outermost loop runs on the thread pool.
+    prefetch : int
+        How many tiles ahead the tensors that the epilogue reads and writes are fetched into the
+        first cache levels; 0: left to the processor.
     """
 
     rule: str
@@ -37,11 +40,23 @@ class Decision:
     tile_o: int = 1
     inner_o: bool = False
     parallel: bool = True
+    prefetch: int = 0
 
     def __str__(self) -> str:
         tile = f"{self.tile_y}x{self.tile_x}x{self.tile_o}"
         inner = " inner-o" if self.inner_o else ""
-        return f"{self.rule} {tile}{inner}{' parallel' if self.parallel else ''}"
+        ahead = f" prefetch-{self.prefetch}" if self.prefetch else ""
+        return f"{self.rule} {tile}{inner}{ahead}{' parallel' if self.parallel else ''}"
+
+    def difference(self, other: Decision) -> str:
+        """Return what ``other`` decides otherwise, such as ``tile_x 4 -> 8``."""
+        mine, theirs = asdict(self), asdict(other)
+        changes = [
+            f"{name} {mine[name]} -> {theirs[name]}"
+            for name in mine
+            if name != "rule" and mine[name] != theirs[name]
+        ]
+        return ", ".join(changes) or "the same"
 
     def to_json(self) -> str:
         """Return the decision as one line of JSON."""
@@ -67,4 +82,6 @@ class Decision:
             ) from None
         if min(decision.tile_y, decision.tile_x, decision.tile_o) < 1:
             raise CompileError(f"decision {text!r} has an empty tile; tiles are 1 or more")
+        if decision.prefetch < 0:
+            raise CompileError(f"decision {text!r} prefetches backwards; use 0 or more tiles")
         return decision

@@ -25,6 +25,7 @@ from tvm import tirx
 from resq_tvm.schedules.code import Expr, intrinsic, load, reinterpret
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, load_vector
 from resq_tvm.schedules.epilogue import Epilogue
+from resq_tvm.schedules.prefetch import fetch_ahead
 from resq_tvm.schedules.reach import convolution
 from resq_tvm.schedules.sparse import changed_tiles, choose_row
 from resq_tvm.schedules.spec import Conv, Phase
@@ -165,6 +166,14 @@ class _Block:
         c = (o + self.block.start) * LANES
         changed = None if active is None else active != 0
         row = o if changed is None else choose_row(changed, o, self.block.count)
+        sy, sx = self.anchor.out_stride
+        ahead = self.ctx.decision.prefetch * tile_x
+
+        def place(i: int, j: Expr) -> tuple[Expr, Expr]:
+            return (y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox
+
+        if ahead and active is None:
+            fetch_ahead(self.ctx, self.tile, lambda i, j: place(i, j + ahead), c, 1)
         start = code.bind(load(self.start, [row, 0], LANES))
         acc = {}
         for at in [(r, n) for r in range(tile_y) for n in range(tile_x)]:
@@ -172,14 +181,7 @@ class _Block:
             code.store(acc[at], [0], start, LANES)
         with nullcontext() if changed is None else code.when(changed):
             self._reduce(acc, o, y0, x0, c)
-        sy, sx = self.anchor.out_stride
-        self.epilogue.tile(
-            list(acc.values()),
-            tile_x,
-            lambda i, j: ((y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox),
-            c,
-            lanes,
-        )
+        self.epilogue.tile(list(acc.values()), tile_x, place, c, lanes)
 
     def _reduce(self, acc: dict[Any, Any], o: Expr, y0: Expr, x0: Expr, c: Expr) -> None:
         code, (_, tile_x) = self.code, self.tile

@@ -20,15 +20,21 @@ from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.spec import Store, TensorSpec
 
 PACK = 4  # pixels per vector
-_SLOT = LANES // PACK
+SLOT = LANES // PACK
 
 
-def packable(ctx: Context) -> bool:
-    """Whether every tensor of the kernel covers the plane with up to four lanes per pixel."""
+def packable(ctx: Context, anchored: str = "") -> bool:
+    """Whether every tensor of the kernel covers the plane with up to four lanes per pixel.
+
+    ``anchored`` is an input that the anchor alone reads: its plane does not matter.
+    """
     kernel = ctx.kernel
     plane = (kernel.h, kernel.w, kernel.c)
+    loaded = {n.name for n in kernel.nodes if n.op == "load"}
     return kernel.w >= PACK and all(
-        (t.h, t.w, t.c) == plane and t.c_phys <= _SLOT for t in (*kernel.inputs, *kernel.outputs)
+        t.c_phys <= SLOT
+        and ((t.h, t.w, t.c) == plane or (t.name == anchored and t.name not in loaded))
+        for t in (*kernel.inputs, *kernel.outputs)
     )
 
 
@@ -37,7 +43,7 @@ class PackedChooser(Chooser):
 
     def __init__(self, ctx: Context, store: Store) -> None:
         super().__init__(ctx, store)
-        slots = np.arange(LANES) % _SLOT < ctx.kernel.c
+        slots = np.arange(LANES) % SLOT < ctx.kernel.c
         self.mask = ctx.constant("m", slots.astype(np.float32))
 
     def select(self, codes: Expr, y: Expr, x: Expr) -> Expr:
@@ -65,7 +71,7 @@ class PackedChooser(Chooser):
         # Nothing is left of a pixel that loses as much as by dropping it.
         bits = tirx.Select(tirx.EQ(lost, totals[0]), constant(0, "int32", LANES), bits)
         bits = code.bind(bits, "bits")
-        picked = tirx.Shuffle([bits], [p * _SLOT for p in range(PACK)])
+        picked = tirx.Shuffle([bits], [p * SLOT for p in range(PACK)])
         # A map has one channel: pixels of a row are contiguous.
         index = [0, y, 0, x]
         code.store(self.ctx.buffer(self.map.name), index, cast(picked, "uint8", PACK), PACK)
@@ -89,7 +95,7 @@ class PackedEpilogue(Epilogue):
     spread = True
 
     def _layout_vector(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.tile(np.pad(array, (0, _SLOT - array.size)), PACK)
+        return np.tile(np.pad(array, (0, SLOT - array.size)), PACK)
 
     def _chooser(self, store: Store) -> PackedChooser:
         return PackedChooser(self.ctx, store)
@@ -100,7 +106,7 @@ class PackedEpilogue(Epilogue):
         assert sparse is not None and sparse.gate_map is not None
         # A map has one channel: pixels of a row are contiguous.
         flags = load(self.ctx.buffer(sparse.gate_map.name), [0, y, 0, x], PACK)
-        spread = tirx.Shuffle([flags] * PACK, [p for p in range(PACK) for _ in range(_SLOT)])
+        spread = tirx.Shuffle([flags] * PACK, [p for p in range(PACK) for _ in range(SLOT)])
         return tirx.NE(spread, constant(0, "uint8", LANES))
 
     def pixel(self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
@@ -118,17 +124,15 @@ class PackedEpilogue(Epilogue):
             return super()._fetch(spec, index, lanes)
         width = spec.c_phys
         value = super()._fetch(spec, index, PACK * width)
-        if width == _SLOT:
+        if width == SLOT:
             return value
         # Four times over: TVM refuses shuffles that have more lanes than their operands.
-        spread = [p * width + min(k, width - 1) for p in range(PACK) for k in range(_SLOT)]
+        spread = [p * width + min(k, width - 1) for p in range(PACK) for k in range(SLOT)]
         return tirx.Shuffle([value] * PACK, spread)
 
     def _put(self, spec: TensorSpec, index: list[Expr], value: Any, lanes: int) -> None:
         width = spec.c_phys
-        if width < _SLOT:
+        if width < SLOT:
             value = self.code.bind(value)
-            value = tirx.Shuffle(
-                [value], [p * _SLOT + k for p in range(PACK) for k in range(width)]
-            )
+            value = tirx.Shuffle([value], [p * SLOT + k for p in range(PACK) for k in range(width)])
         super()._put(spec, index, value, PACK * width)

@@ -21,8 +21,8 @@ _MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
 Rule = Callable[[FusedKernel, Target], Decision | None]
 
 
-def _phase_plane(kernel: FusedKernel, anchor: Conv) -> tuple[int, int]:
-    """Rows and columns of the largest phase."""
+def phase_plane(kernel: FusedKernel, anchor: Conv) -> tuple[int, int]:
+    """Return rows and columns of the largest phase."""
     return -(-kernel.h // anchor.out_stride[0]), -(-kernel.w // anchor.out_stride[1])
 
 
@@ -34,7 +34,7 @@ def interleave(kernel: FusedKernel, target: Target) -> Decision | None:
     taps = max((len(p.taps) for p in anchor.phases), default=0)
     if len(anchor.inputs) > 1 or taps > _MANY_TAPS:
         return None
-    rows, columns = _phase_plane(kernel, anchor)
+    rows, columns = phase_plane(kernel, anchor)
     tiles = [
         (tile_y, tile_x)
         for tile_y in range(1, min(4, rows) + 1)
@@ -84,7 +84,7 @@ def dot(kernel: FusedKernel, target: Target) -> Decision | None:
     anchor = kernel.anchor
     if not isinstance(anchor, Conv):
         return None
-    rows, columns = _phase_plane(kernel, anchor)
+    rows, columns = phase_plane(kernel, anchor)
     vectors = -(-kernel.c // 16)
     limit = _ACCUMULATORS[target.isa]
     best = None

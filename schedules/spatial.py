@@ -1,4 +1,4 @@
-"""Kernels that move or combine float pixels: pooling, mean, resize, window, and the plain walk."""
+"""Kernels that move or combine float pixels: mean, resize, window, and the plain walk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from tvm import tirx
 
 from resq_tvm.schedules import reach
-from resq_tvm.schedules.code import Expr, cast, constant, load, splat
+from resq_tvm.schedules.code import Expr, constant, load, splat
 from resq_tvm.schedules.context import LANES, Context, at, ceil_div
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.gate import emit_gate
@@ -16,12 +16,11 @@ from resq_tvm.schedules.guards import within
 from resq_tvm.schedules.packed import PACK, PackedEpilogue, packable
 from resq_tvm.schedules.resample import axis_table
 from resq_tvm.schedules.sparse import Windows, changed_tiles
-from resq_tvm.schedules.spec import FusedKernel, GlobalMean, Pool, Resize, TensorSpec, Window
+from resq_tvm.schedules.spec import FusedKernel, GlobalMean, Resize, TensorSpec, Window
 from resq_tvm.schedules.tiles import overlap
 from resq_tvm.schedules.vecmath import fence
 
 _RUN = 16  # pixels of a row that are one tile of a sparse kernel
-_UNROLLED_TAPS = 25  # windows up to 5 × 5 are written out away from the borders
 
 Value = Callable[[Expr, Expr, Expr, int], Expr | None]
 
@@ -71,30 +70,38 @@ def _windows(kernel: FusedKernel, width: int, depends: Reach | None) -> Windows:
     return windows
 
 
-def emit_walk(ctx: Context) -> None:
-    """Emit a kernel whose epilogue's loads are all there is."""
-    if not packable(ctx):
-        over_output(ctx, lambda y, x, c, lanes: None)
-        return
+def over_packs(
+    ctx: Context, value: Callable[[Expr, Expr], Expr | None], depends: Reach | None = None
+) -> None:
+    """Walk over the output four pixels at a time; ``value(y, x)`` gives the anchor of these."""
     kernel, code = ctx.kernel, ctx.code
     epilogue = PackedEpilogue(ctx)
     if kernel.sparse is not None:
         if kernel.gate is not None:
             emit_gate(ctx, epilogue)
         width = min(_RUN, kernel.w)
-        windows = _windows(kernel, width, None)
+        windows = _windows(kernel, width, depends)
         with changed_tiles(ctx, kernel.h, kernel.w, 1, width, windows) as tile:
             with code.loop(ceil_div(width, PACK), "j") as j:
                 epilogue.channels(0, LANES)
                 x = tile.x + overlap(j, PACK, width)
-                epilogue.pixel(None, tile.y, x, 0, LANES)
+                epilogue.pixel(value(tile.y, x), tile.y, x, 0, LANES)
         return
     with (
         code.loop(kernel.h, "y", ctx.decision.parallel) as y,
         code.loop(ceil_div(kernel.w, PACK), "x") as x,
     ):
         epilogue.channels(0, LANES)
-        epilogue.pixel(None, y, overlap(x, PACK, kernel.w), 0, LANES)
+        first = overlap(x, PACK, kernel.w)
+        epilogue.pixel(value(y, first), y, first, 0, LANES)
+
+
+def emit_walk(ctx: Context) -> None:
+    """Emit a kernel whose epilogue's loads are all there is."""
+    if packable(ctx):
+        over_packs(ctx, lambda y, x: None)
+    else:
+        over_output(ctx, lambda y, x, c, lanes: None)
 
 
 def emit_window(ctx: Context) -> None:
@@ -120,13 +127,13 @@ def emit_window(ctx: Context) -> None:
         return load(result, [0], lanes)
 
     def depends(y: Expr, x: Expr, width: int) -> list[reach.Window]:
-        seen = _seen(kernel, anchor.input)
+        seen = seen_map(kernel, anchor.input)
         return [reach.Window(m, (y * sy + oy,), x * sx + ox, (width - 1) * sx + 1) for m in seen]
 
     over_output(ctx, value, depends)
 
 
-def _seen(kernel: FusedKernel, name: str) -> list[TensorSpec]:
+def seen_map(kernel: FusedKernel, name: str) -> list[TensorSpec]:
     """Return the map of an input, if it has one."""
     assert kernel.sparse is not None
     return [kernel.sparse.maps[name]] if name in kernel.sparse.maps else []
@@ -136,75 +143,6 @@ def _whole(lanes: int, offset: int, available: int, channels: int) -> bool:
     """Whether every vector of the output lies within the input's physical channels."""
     end = -(-channels // LANES) * LANES if lanes == LANES else channels
     return offset + end <= available
-
-
-def emit_pool(ctx: Context) -> None:
-    """Emit max or average pooling; windows are cut at the borders."""
-    anchor, kernel, code = ctx.kernel.anchor, ctx.kernel, ctx.code
-    assert isinstance(anchor, Pool)
-    spec, buffer = kernel.tensor(anchor.input), ctx.buffer(anchor.input)
-    (ky, kx), (sy, sx), (dy, dx) = anchor.window, anchor.stride, anchor.dilation
-    top, left, _, _ = anchor.padding
-    largest = anchor.kind == "max"
-
-    def value(y: Expr, x: Expr, c: Expr, lanes: int) -> Expr:
-        acc = code.allocate(LANES, "float32", "pool")
-        start = float(np.finfo(np.float32).min) if largest else 0.0
-        code.store(acc, [0], constant(start, "float32", lanes), lanes)
-
-        def tap(iy: Expr, ix: Expr) -> None:
-            old, new = load(acc, [0], lanes), load(buffer, [0, iy, ix, c], lanes)
-            code.store(acc, [0], tirx.Max(old, new) if largest else old + new, lanes)
-
-        y0, x0 = code.bind(y * sy + -top), code.bind(x * sx + -left)
-        inside = tirx.And(
-            within((y0, spec.h - dy * (ky - 1))), within((x0, spec.w - dx * (kx - 1)))
-        )
-        unrolled = ky * kx <= _UNROLLED_TAPS
-        if unrolled:
-            with code.when(inside):
-                for a in range(ky):
-                    for b in range(kx):
-                        tap(y0 + a * dy, x0 + b * dx)
-        with (
-            code.when(tirx.Not(inside) if unrolled else tirx.const(True, "bool")),
-            code.loop(ky, "ky") as a,
-            code.loop(kx, "kx") as b,
-        ):
-            iy, ix = y0 + a * dy, x0 + b * dx
-            with code.when(within((iy, spec.h), (ix, spec.w))):
-                tap(iy, ix)
-        result = load(acc, [0], lanes)
-        if largest:
-            return result
-        rows = _taps_inside(y, ky, sy, dy, anchor.padding[0], anchor.padding[2], spec.h, anchor)
-        columns = _taps_inside(x, kx, sx, dx, anchor.padding[1], anchor.padding[3], spec.w, anchor)
-        count = splat(cast(code.bind(rows * columns), "float32", 1), lanes)
-        return tirx.Div(result, count)
-
-    def depends(y: Expr, x: Expr, width: int) -> list[reach.Window]:
-        (seen,) = _seen(kernel, anchor.input) or (None,)
-        return [] if seen is None else reach.pooled(seen, anchor, y, x, width)
-
-    over_output(ctx, value, depends)
-
-
-def _taps_inside(
-    position: Expr, taps: int, stride: int, step: int, before: int, after: int, extent: int,
-    anchor: Pool,
-) -> Expr:  # fmt: skip
-    """Count the taps of one axis that the average divides by."""
-    low, high = (-before, extent + after) if anchor.count_include_pad else (0, extent)
-    total = tirx.const(0, "int32")
-    if step == 1:
-        start = position * stride - before
-        start = tirx.const(start, "int32") if isinstance(start, int) else start
-        begin = tirx.Max(start, tirx.const(low, "int32"))
-        return tirx.Min(start + taps, tirx.const(high, "int32")) - begin
-    for t in range(taps):
-        index = position * stride + (t * step - before)
-        total = total + cast(within((index - low, high - low)), "int32", 1)
-    return total
 
 
 def emit_mean(ctx: Context) -> None:
@@ -228,7 +166,7 @@ def emit_mean(ctx: Context) -> None:
 
     def depends(y: Expr, x: Expr, width: int) -> list[reach.Window]:
         rows = tuple(range(spec.h))
-        return [reach.Window(m, rows, 0, spec.w) for m in _seen(kernel, anchor.input)]
+        return [reach.Window(m, rows, 0, spec.w) for m in seen_map(kernel, anchor.input)]
 
     over_output(ctx, value, depends)
 
@@ -247,7 +185,7 @@ def emit_resize(ctx: Context) -> None:
         spans = np.maximum(columns.high, columns.low)[last] - columns.low + 1
         read = tuple(load(table, [y], 1) for table in (ylow, yhigh))
         first = load(xlow, [x], 1)
-        seen = _seen(kernel, anchor.input)
+        seen = seen_map(kernel, anchor.input)
         return [reach.Window(m, read, first, int(spans.max())) for m in seen]
 
     if anchor.method == "nearest_neighbor":

@@ -26,6 +26,7 @@ from resq_tvm.cli import (
     evaluate,
     inspect,
     run,
+    tune,
 )
 from resq_tvm.errors import ResqError
 
@@ -43,7 +44,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for verb in (demo, compile, calibrate, run, bench, evaluate, bops, inspect, doctor):
+    for verb in (demo, compile, calibrate, tune, run, bench, evaluate, bops, inspect, doctor):
         name = verb.__name__.rsplit(".", 1)[-1]
         app.command(name)(getattr(verb, name))
     return app

@@ -20,6 +20,7 @@ from resq_tvm.cli.console import Console, table
 from resq_tvm.cli.fit import BudgetText, Labels, Tau, TileBudget, outcome, summary
 from resq_tvm.cli.options import (
     Crop,
+    DeviceName,
     FirstLast,
     InputShape,
     Json,
@@ -28,6 +29,8 @@ from resq_tvm.cli.options import (
     Period,
     Processing,
     SchemeText,
+    StateDtype,
+    TargetName,
 )
 
 if TYPE_CHECKING:
@@ -43,14 +46,10 @@ def compile(
     crop: Crop = None,
     scheme: SchemeText = "W8A8->W8A4",
     period: Period = 4,
-    target: Annotated[
-        str, typer.Option("--target", help="'auto' or a preset; see 'resq-tvm doctor'.")
-    ] = "auto",
+    target: TargetName = "auto",
     processing: Processing = None,
     input_shape: InputShape = None,
-    state_dtype: Annotated[
-        str, typer.Option("--state-dtype", help="How state is stored: float16 or float32.")
-    ] = "float16",
+    state_dtype: StateDtype = "float16",
     override: Override = None,
     first_last: FirstLast = None,
     granularity: Granularity = "channel",
@@ -67,6 +66,21 @@ def compile(
             help="Give an artifact that chooses bits a program for frames without state, too.",
         ),
     ] = True,
+    database: Annotated[
+        str,
+        typer.Option(
+            "--database",
+            help="Measured schedules: a --work-dir of 'tune', 'shipped', or 'none'.",
+        ),
+    ] = "shipped",
+    device: DeviceName = None,
+    tuned_threads: Annotated[
+        int, typer.Option("--tuned-threads", min=1, help="Records of so many threads per kernel.")
+    ] = 1,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Fail where a kernel is not tuned or has no dot product."),
+    ] = False,
     dump: Annotated[
         Path | None,
         typer.Option("--dump", help="Folder for every phase's TVMScript: load/, compile/."),
@@ -81,6 +95,7 @@ def compile(
     from resq_tvm.files import check_replaceable, check_writable
     from resq_tvm.manifest import MANIFEST_NAME
     from resq_tvm.processing.config import load_processing
+    from resq_tvm.schedules.tuning.records import decider
     from resq_tvm.targets.preset import get_target
 
     console = Console(
@@ -108,6 +123,10 @@ def compile(
         labels=labels,
         tile_budget=tile_budget,
         frame_program=frame_program,
+        database=database,
+        device=device,
+        tuned_threads=tuned_threads,
+        strict=strict,
         dump=dump,
     )
     # Everything that can be refused is refused before minutes of calibration.
@@ -115,6 +134,7 @@ def compile(
     preset = get_target(target)
     config = load_processing(processing) if processing is not None else None
     console.resolve(target=preset.name)
+    decider(preset, database, device=device, threads=tuned_threads)
 
     def timed(calibrated: QuantizedNetwork) -> Cost:
         from resq_tvm.latency import layer_cost
@@ -154,6 +174,10 @@ def compile(
             output=output,
             state_dtype=state_dtype,
             frame_program=frame_program,
+            database=database,
+            device=device,
+            tuned_threads=tuned_threads,
+            strict=strict,
             processing=config,
             dump=None if dump is None else dump / "compile",
             progress=progress,

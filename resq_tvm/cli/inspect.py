@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from resq_tvm.cli.console import Console, table
 from resq_tvm.cli.options import ArtifactPath, Json
 
 
-def inspect(artifact: ArtifactPath, json: Json = False) -> None:
+def inspect(
+    artifact: ArtifactPath,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit with 1 where a kernel is not tuned and tensorized."),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Verify OUT.resq (schema, sizes, hashes, versions, CPU features) and show its manifest."""
-    console = Console(json, "inspect", artifact=artifact)
+    console = Console(json, "inspect", artifact=artifact, strict=strict)
     from resq_tvm.artifact import verify
+    from resq_tvm.schedules.choice import fallbacks
+    from resq_tvm.targets.preset import get_target
 
     manifest = verify(artifact)
+    isa = get_target(manifest.target.name).isa
+    found = fallbacks([k.model_dump() for k in manifest.kernels], isa)
     result = {
         **manifest.model_dump(mode="json"),
+        "fallbacks": found,
         "state_bytes": manifest.state_bytes,
         "workspace_bytes": manifest.workspace_bytes,
     }
@@ -59,6 +73,12 @@ def inspect(artifact: ArtifactPath, json: Json = False) -> None:
         ]
         if layers:
             out.print(table(("layer", "op", "MMACs", "key", "residual"), layers))
+        kernels = [
+            (k.program, k.name, k.layer, k.shape, k.decision, k.origin) for k in manifest.kernels
+        ]
+        if kernels:
+            columns = ("program", "kernel", "layer", "shape", "schedule", "from")
+            out.print(table(columns, kernels))
         opaque = [(program, op) for program, ops in manifest.opaque.items() for op in ops]
         if opaque:
             out.print(table(("program", "operator outside the fused kernels"), opaque))
@@ -66,3 +86,6 @@ def inspect(artifact: ArtifactPath, json: Json = False) -> None:
         out.print(table(("file", "bytes", "sha256"), files))
 
     console.finish(result, render)
+    if strict and found:
+        console.say(f"{len(found)} kernel(s) fell back: {'; '.join(found)}")
+        raise typer.Exit(1)

@@ -73,6 +73,16 @@ Guard = Annotated[
     bool,
     typer.Option("--guard/--no-guard", help="Compute frames on their own where residuals cost."),
 ]
+TargetName = Annotated[
+    str, typer.Option("--target", help="'auto' or a preset; see 'resq-tvm doctor'.")
+]
+StateDtype = Annotated[
+    str, typer.Option("--state-dtype", help="How state is stored: float16 or float32.")
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option("--device", help="Name of the device in tuning records; this CPU by default."),
+]
 Processing = Annotated[
     str | None,
     typer.Option(

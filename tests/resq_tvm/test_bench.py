@@ -17,13 +17,16 @@ LAYER = {
     "macs": 90,
     "key_bits": "W8A8",
     "residual_bits": "W8A4",
-    "kernels": {"keyframe": {"name": "multiply"}, "residual": {"name": "subtract"}},
 }
+KERNELS = [
+    {"name": "multiply", "program": "keyframe", "layer": "scale"},
+    {"name": "subtract", "program": "residual", "layer": "scale"},
+]
 BOPS = {"macs": 90, "bops_keyframe": 6400, "bops_residual": 3200}
 
 
 def test_report(tmp_path: Path) -> None:
-    artifact = tiny_artifact.write(tmp_path / "n.resq", layers=[LAYER], bops=BOPS)
+    artifact = tiny_artifact.write(tmp_path / "n.resq", layers=[LAYER], kernels=KERNELS, bops=BOPS)
     told: list[tuple[str, int, int]] = []
     report = benchmark(
         artifact, threads=1, period=5, repeats=4, progress=lambda *step: told.append(step)

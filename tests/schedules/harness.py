@@ -9,6 +9,7 @@ import pytest
 import tvm
 from numpy.typing import NDArray
 
+from resq_tvm.schedules import meaning
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.emit import emit
 from resq_tvm.schedules.rules import decide
@@ -21,7 +22,6 @@ from resq_tvm.schedules.spec import (
     TensorSpec,
 )
 from resq_tvm.targets.preset import PRESETS, Target, missing_features
-from tests.schedules import meaning
 
 TARGETS = list(PRESETS)
 

@@ -15,6 +15,7 @@ from resq_tvm.device import use_threads
 from resq_tvm.passes import policy
 from resq_tvm.passes.changes import REFRESH
 from resq_tvm.reference.ops_policy import changed_pixels, choose_bits
+from resq_tvm.schedules import meaning
 from resq_tvm.schedules.context import input_maps, output_maps
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.emit import emit
@@ -26,7 +27,6 @@ from resq_tvm.schedules.spec import (
     TensorSpec,
 )
 from resq_tvm.targets.preset import Target
-from tests.schedules import meaning
 
 Array = NDArray[Any]
 

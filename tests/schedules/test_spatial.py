@@ -65,6 +65,32 @@ def test_pool(name, kind, hw, c, window, stride, padding, dilation, include, rng
         check(without_codes(kernel), target, rng, {"x": x}, ulps=2)
 
 
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("c", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "hw,window,stride,padding,dilation,include",
+    [
+        ((13, 30), (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), True),
+        ((7, 41), (2, 3), (1, 1), (0, 2, 1, 2), (1, 2), False),
+        ((5, 9), (5, 5), (1, 1), (2, 2, 2, 2), (1, 1), False),
+    ],
+)
+def test_pool_of_few_channels(name, kind, c, hw, window, stride, padding, dilation, include, rng):
+    target = target_or_skip(name)
+    h, w = (
+        (n + padding[i] + padding[i + 2] - dilation[i] * (window[i] - 1) - 1) // stride[i] + 1
+        for i, n in enumerate(hw)
+    )
+    anchor = Pool("x", kind, window, stride, padding, dilation, include)
+    kernel = anchored(target, anchor, float_tensor("x", *hw, c, True), h, w, c, True)
+    if kind == "max":
+        check(kernel, target, rng)
+    else:
+        x = np.round(rng.standard_normal((*hw, c)) * 64).astype(np.float32)
+        check(without_codes(kernel), target, rng, {"x": x}, ulps=2)
+
+
 def without_codes(kernel):
     """Drop the code output: averages differ in the last place, and codes then by one."""
     return FusedKernel(

@@ -1,4 +1,4 @@
-"""What a `FusedKernel` means, in NumPy: the oracle of the schedules' tests."""
+"""What a `FusedKernel` means, in NumPy: tests and the tuner hold emitted code against it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ from resq_tvm.schedules.spec import (
 )
 
 Array = NDArray[Any]
+
+_IEEE_NODES = frozenset(
+    {"anchor", "load", "vector", "scalar", "dequantize", "add", "sub", "mul", "max", "min", "neg"}
+    | {"abs", "prelu", "round16", "quantize", "gate"}
+)
+
+
+def is_exact(kernel: FusedKernel) -> bool:
+    """Return whether nothing may differ: an integer anchor and IEEE operations alone."""
+    anchor = isinstance(kernel.anchor, Conv) or not any(n.op == "anchor" for n in kernel.nodes)
+    return anchor and all(n.op in _IEEE_NODES for n in kernel.nodes)
 
 
 def to_physical(spec: TensorSpec, value: Array, code_zero: int, junk: int = 77) -> Array:
@@ -139,20 +150,23 @@ def _at(x: Array, y: Array, column: Array) -> Array:
 def _conv(kernel: FusedKernel, inputs: dict[str, Array]) -> Array:
     anchor = kernel.anchor
     assert isinstance(anchor, Conv | FloatConv)
-    wide = np.int64 if isinstance(anchor, Conv) else np.float64
-    x = np.concatenate([inputs[n] for n in anchor.inputs], axis=2).astype(wide)
-    weight = anchor.weight.astype(wide)
+    # Sums of int8 products are exact in float64, whose matrix product is the fast one.
+    x = np.concatenate([inputs[n] for n in anchor.inputs], axis=2).astype(np.float64)
+    weight = anchor.weight.astype(np.float64)
     o = weight.shape[0]
-    out = np.zeros((kernel.h, kernel.w, o), wide)
+    out = np.zeros((kernel.h, kernel.w, o))
     (isy, isx), (osy, osx) = anchor.in_stride, anchor.out_stride
     per = x.shape[2] // anchor.groups
     outputs = o // anchor.groups
     for phase in anchor.phases:
         rows = np.arange(-(-(kernel.h - phase.oy) // osy))
         columns = np.arange(-(-(kernel.w - phase.ox) // osx))
-        part = np.zeros((len(rows), len(columns), o), wide)
+        part = np.zeros((len(rows), len(columns), o))
         for ky, kx, dy, dx in phase.taps:
             pixels = _at(x, rows * isy + dy, columns * isx + dx)
+            if per == outputs == 1:
+                part += pixels * weight[:, ky, kx, 0]
+                continue
             for g in range(anchor.groups):
                 s = slice(g * outputs, (g + 1) * outputs)
                 part[..., s] += pixels[..., g * per : (g + 1) * per] @ weight[s, ky, kx].T

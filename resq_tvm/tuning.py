@@ -1,0 +1,238 @@
+"""Tune a network's kernels for a device: measure schedules and keep the records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from resq_tvm.compiler import lower_network
+from resq_tvm.device import available_cpus, cpu_model, fingerprint, resolve_threads
+from resq_tvm.errors import ConfigError, TargetError
+from resq_tvm.passes.lower import KernelRecord
+from resq_tvm.quantize.qnet import QuantizedNetwork
+from resq_tvm.schedules.spec import FusedKernel
+from resq_tvm.schedules.tuning.database import Database
+from resq_tvm.schedules.tuning.devices import LocalDevice
+from resq_tvm.schedules.tuning.fingerprint import Fingerprint
+from resq_tvm.schedules.tuning.pool import Pool
+from resq_tvm.schedules.tuning.roof import Roof, measure_roof
+from resq_tvm.schedules.tuning.rpc import RpcAddress, RpcDevice
+from resq_tvm.schedules.tuning.tasks import Task, extract
+from resq_tvm.schedules.tuning.tuner import (
+    TRIALS_PER_TASK,
+    Observer,
+    TaskResult,
+    Tuner,
+    describe,
+    geometric_mean_gain,
+)
+from resq_tvm.targets.preset import Target, get_target, missing_features
+
+TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """What `tune` found; `to_dict` is the JSON document of ``resq-tvm tune``.
+
+    Attributes
+    ----------
+    results : list of TaskResult
+    untuned : tuple of str
+        Kernels that have one decision only.
+    folder : Path
+        Where the records are.
+    fingerprint : Fingerprint
+    measured : int
+        Candidates measured in this run.
+    seconds : float
+        Of this run.
+    failures : dict of str to int
+        Of this run.
+    roof : Roof or None
+        This machine's, where candidates ran on it with one thread.
+    device : dict
+        The machine that drove the search.
+    """
+
+    results: list[TaskResult]
+    untuned: tuple[str, ...]
+    folder: Path
+    fingerprint: Fingerprint
+    measured: int
+    seconds: float
+    failures: dict[str, int]
+    roof: Roof | None
+    device: dict[str, Any]
+
+    @property
+    def gain(self) -> float:
+        """Geometric mean over tasks of the heuristic's time over the best one's."""
+        return geometric_mean_gain(self.results)
+
+    def period_ms(self) -> tuple[float, float]:
+        """Return the kernels' time over a period of keyframes: heuristic's and best decisions."""
+        done = [r for r in self.results if r.heuristic_s is not None and r.best_s is not None]
+        before = sum((r.heuristic_s or 0.0) * r.task.weight for r in done)
+        after = sum((r.best_s or 0.0) * r.task.weight for r in done)
+        return before * 1e3, after * 1e3
+
+    def share_of_roof(self, result: TaskResult) -> float | None:
+        """Return the roofline's time over the best decision's."""
+        if self.roof is None or not result.best_s:
+            return None
+        return self.roof.seconds(result.task) / result.best_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        before, after = self.period_ms()
+        return {
+            "database": str(self.folder),
+            "fingerprint": str(self.fingerprint),
+            "measured": self.measured,
+            "seconds": self.seconds,
+            "per_second": self.measured / self.seconds if self.seconds else None,
+            "failures": self.failures,
+            "geometric_mean_gain": self.gain,
+            "period_ms_heuristic": before,
+            "period_ms_best": after,
+            "roof": None if self.roof is None else vars(self.roof),
+            "tasks": [
+                {**describe(r), "share_of_roof": self.share_of_roof(r)} for r in self.results
+            ],
+            "one_decision_only": list(self.untuned),
+            "device": self.device,
+        }
+
+
+def tune(
+    qnet: QuantizedNetwork,
+    target: str | Target = "auto",
+    *,
+    work_dir: str | PathLike[str],
+    trials: int | None = None,
+    threads: int = 1,
+    workers: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+    rpc: RpcAddress | None = None,
+    device: str | None = None,
+    state_dtype: str = "float16",
+    seed: int = 0,
+    observe: Observer | None = None,
+    begin: Callable[[list[Task], Roof | None], None] | None = None,
+) -> TuneReport:
+    """Measure schedules for the kernels of a network.
+
+    Every candidate is checked against the reference before its time counts. Records are kept as
+    they come, so that an interrupted run loses nothing and the next one goes on.
+
+    Parameters
+    ----------
+    qnet : QuantizedNetwork
+        What `resq_tvm.calibrate` returned.
+    target : str or Target
+        A preset's name, or ``"auto"`` for this machine's best.
+    work_dir : path
+        Records go to ``<work_dir>/<fingerprint>/``.
+    trials : int, optional
+        Candidates to measure at most in this run; 40 per task by default.
+    threads : int
+        Threads per kernel.
+    workers : int, optional
+        Candidates in work at once: one per ``threads`` CPUs, or per board, by default.
+    timeout_s : float
+        Seconds for building, checking and timing one candidate.
+    rpc : RpcAddress, optional
+        Measure on boards behind a tracker instead of this machine.
+    device : str, optional
+        What to call the device in records; this machine's processor by default, required with
+        ``rpc``.
+    state_dtype : str
+        ``"float16"`` or ``"float32"``.
+    seed : int
+        Of the search.
+    observe : callable, optional
+        Called with a `resq_tvm.schedules.tuning.tuner.Progress` after every measurement.
+    begin : callable, optional
+        Called with the tasks and the roofline before the search.
+
+    Returns
+    -------
+    TuneReport
+
+    Raises
+    ------
+    ConfigError
+        If an option is out of range, or the records are another device's.
+    TargetError
+        If the target is unknown, or this machine cannot run it and no board is named.
+    TuningError
+        If the boards do not answer, or every candidate fails.
+    """
+    preset = get_target(target) if isinstance(target, str) else target
+    if rpc is None:
+        if missing := missing_features(preset):
+            raise TargetError(
+                f"target {preset.name!r} needs {', '.join(missing)}, which this CPU lacks; tune on "
+                "a board with --rpc-tracker"
+            )
+        resolve_threads(threads)
+    elif device is None:
+        raise ConfigError("boards behind an RPC tracker need a name in records; add --device NAME")
+    if timeout_s <= 0 or (workers is not None and workers < 1) or (trials or 0) < 0:
+        raise ConfigError(
+            f"timeout {timeout_s:g} s, workers {workers}, trials {trials}: use more than 0, at "
+            "least 1, and at least 0"
+        )
+    name = device or cpu_model()
+    place = Fingerprint(preset.name, name, threads)
+    database = Database(Path(work_dir) / place.folder, place)
+    try:
+        kernels = weighted_kernels(qnet, preset, state_dtype)
+        tasks = extract(kernels, preset, threads)
+        tuned = {n for t in tasks for n in t.names}
+        roof = measure_roof(preset) if rpc is None and threads == 1 else None
+        if begin is not None:
+            begin(tasks, roof)
+        if rpc is None:
+            make: Any = partial(LocalDevice, threads)
+            count = workers or max(1, available_cpus() // threads)
+        else:
+            make = partial(RpcDevice, rpc, threads)
+            count = workers or rpc.boards()
+        pin = rpc is None and threads == 1
+        with Pool(make, count, timeout_s, pin=pin) as pool:
+            tuner = Tuner(
+                tasks, preset, database, pool, threads=threads, observe=observe, seed=seed
+            )
+            results = tuner.run(TRIALS_PER_TASK * len(tasks) if trials is None else trials)
+        return TuneReport(
+            results,
+            tuple(k.name for k, _ in kernels if k.name not in tuned),
+            database.folder,
+            place,
+            tuner.measured,
+            tuner.seconds,
+            dict(tuner.failures),
+            roof,
+            fingerprint(threads),
+        )
+    finally:
+        database.close()
+
+
+def weighted_kernels(
+    qnet: QuantizedNetwork, target: Target, state_dtype: str = "float16"
+) -> list[tuple[FusedKernel, float]]:
+    """Return a network's kernels, each with how often it runs in a period of keyframes."""
+    lowered, _ = lower_network(qnet, target, state_dtype=state_dtype)
+    period = qnet.period if any(r.program == "residual" for r in lowered.kernels.values()) else 1
+    return [(r.kernel, _runs(r, period)) for r in lowered.kernels.values()]
+
+
+def _runs(record: KernelRecord, period: int) -> float:
+    return float(max(1, period - 1)) if record.program == "residual" else 1.0

@@ -1,0 +1,1 @@
+"""Measured schedules: tasks, search, runners and the database of what was measured."""

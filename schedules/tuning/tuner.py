@@ -1,0 +1,293 @@
+"""Tuning a network: batches of candidates where they promise most, then a contest per task."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+
+from resq_tvm.errors import TuningError
+from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.signature import signature
+from resq_tvm.schedules.tuning.database import Database, Measured
+from resq_tvm.schedules.tuning.job import Failure, Job, Measurement, Subject
+from resq_tvm.schedules.tuning.model import CostModel
+from resq_tvm.schedules.tuning.pool import Pool
+from resq_tvm.schedules.tuning.search import Search
+from resq_tvm.schedules.tuning.tasks import Task
+from resq_tvm.targets.preset import Target
+
+BATCH = 16
+TRIALS_PER_TASK = 40
+FINALISTS = 3
+_REPEATS = 12
+_CONTEST_REPEATS = 40
+_HOPELESS = 1.5  # a candidate this much slower than the best is not repeated
+# What says something about the candidate, not about the hour: it is not tried again.
+_LASTING: frozenset[Failure] = frozenset({"build", "wrong", "crash", "run"})
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What tuning found for one task.
+
+    Attributes
+    ----------
+    task : Task
+    heuristic_s, best_s : float or None
+        Median seconds of a run, of the contest where there was one; None if nothing was measured.
+    best : Decision
+    trials : int
+        Candidates tried, earlier runs included.
+    failures : dict of str to int
+        Kind of failure → count.
+    settled : bool
+        Whether the contest was held.
+    """
+
+    task: Task
+    heuristic_s: float | None
+    best_s: float | None
+    best: Decision
+    trials: int
+    failures: dict[str, int]
+    settled: bool
+
+    @property
+    def gain(self) -> float:
+        """Time of the heuristic's decision over the best one's; 1 if nothing was measured."""
+        if self.heuristic_s is None or self.best_s is None:
+            return 1.0
+        return self.heuristic_s / self.best_s
+
+    @property
+    def gmacs(self) -> float | None:
+        """Multiplications per second of the best decision, in 10^9."""
+        return self.task.macs / self.best_s / 1e9 if self.best_s and self.task.macs else None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where tuning stands; given to the observer after every measurement.
+
+    Attributes
+    ----------
+    stage : str
+        ``"search"`` or ``"contest"``.
+    task : Task
+        What was measured last.
+    done, total : int
+        Candidates measured in this run and to be measured at most; in a contest, tasks.
+    seconds : float
+        Since the run began.
+    failures : dict of str to int
+        Of this run.
+    results : callable
+        Gives the results so far, by task.
+    """
+
+    stage: str
+    task: Task
+    done: int
+    total: int
+    seconds: float
+    failures: dict[str, int]
+    results: Callable[[], list[TaskResult]]
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at the pace so far."""
+        if not self.done:
+            return None
+        return self.seconds / self.done * (self.total - self.done)
+
+
+Observer = Callable[[Progress], None]
+
+
+class Tuner:
+    """Searches the tasks of a network on a pool of workers, and records what it measures.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    target : Target
+    database : Database
+        Where records go, and what an earlier run left.
+    pool : Pool
+    threads : int
+    observe : callable, optional
+    seed : int
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        target: Target,
+        database: Database,
+        pool: Pool,
+        *,
+        threads: int = 1,
+        observe: Observer | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.target, self.database, self.pool = target, database, pool
+        self._machine = tvm.target.Target(target.llvm)
+        self._observe = observe or (lambda _progress: None)
+        self._model = CostModel()
+        self.failures: Counter[str] = Counter()
+        self._begun = time.perf_counter()
+        self.measured = 0
+        self._anchors: dict[str, list[Search]] = {}
+        self.searches = []
+        for task in tasks:
+            pool.register(Subject(task.key, task.kernel, target, threads))
+            old = database.measured(task.kernel, task.heuristic)
+            search = Search(task, old, database.failed(task.kernel), seed)
+            self.searches.append(search)
+            anchor = json.dumps(json.loads(signature(task.kernel))["anchor"])
+            self._anchors.setdefault(anchor, []).append(search)
+            for entry in old:
+                self._learn(search, entry)
+
+    @property
+    def seconds(self) -> float:
+        """Since the tuner was made."""
+        return time.perf_counter() - self._begun
+
+    def results(self) -> list[TaskResult]:
+        """Return what is known of every task."""
+        return [_result(s) for s in self.searches]
+
+    def run(self, trials: int) -> list[TaskResult]:
+        """Measure up to ``trials`` candidates, then hold the contests.
+
+        Whatever ends it, everything that was measured is on record.
+        """
+        self._search(trials)
+        self._contests([s for s in self.searches if s.measured and not s.settled])
+        return self.results()
+
+    def _search(self, trials: int) -> None:
+        while self.measured < trials:
+            # Batches of several tasks together: no worker waits for the last of one.
+            batch: dict[str, tuple[Search, float | None]] = {}
+            jobs: list[Job] = []
+            room = trials - self.measured
+            for search in self._most_urgent():
+                count = min(BATCH, room - len(jobs))
+                if count <= 0 or len(jobs) >= BATCH * self.pool.workers:
+                    break
+                chosen = search.propose(count, self._model, self._hints(search))
+                limit = None if search.fastest_s is None else search.fastest_s * _HOPELESS
+                known = frozenset(search.codes)
+                batch[search.task.key] = (search, search.fastest_s)
+                jobs += [Job(search.task.key, (d,), _REPEATS, limit, known) for d in chosen]
+            if not jobs:
+                return
+            for job, (result,) in self.pool.run(jobs):
+                self.measured += 1
+                self._note(batch[job.task][0], job.decisions[0], result)
+                self._tell("search", batch[job.task][0], self.measured, trials)
+            for search, before in batch.values():
+                search.end_batch(before)
+                for entry in search.measured.values():
+                    if len(entry.runs) == 1:
+                        self._learn(search, entry)
+            self._give_up_if_nothing_works()
+
+    def _most_urgent(self) -> list[Search]:
+        return sorted((s for s in self.searches if not s.done), key=lambda s: -s.urgency)
+
+    def _hints(self, search: Search) -> list[Decision]:
+        anchor = json.dumps(json.loads(signature(search.task.kernel))["anchor"])
+        others = (s.best for s in self._anchors[anchor] if s is not search)
+        return [m.decision for m in others if m is not None]
+
+    def _note(self, search: Search, decision: Decision, result: Measurement) -> None:
+        seconds = search.take(decision, result)
+        if result.failure is not None:
+            self.failures[result.failure] += 1
+        if seconds or result.failure in _LASTING:
+            task = search.task
+            self.database.add(task.kernel, task.space, decision, seconds, self._machine)
+
+    def _learn(self, search: Search, entry: Measured) -> None:
+        heuristic = search.heuristic
+        if heuristic is not None:
+            ratio = statistics.median(entry.runs[0]) / statistics.median(heuristic.runs[0])
+            self._model.learn(search.task, entry.decision, ratio)
+
+    def _contests(self, searches: list[Search]) -> None:
+        by_task = {s.task.key: s for s in searches}
+        jobs = [Job(s.task.key, tuple(s.finalists(FINALISTS)), _CONTEST_REPEATS) for s in searches]
+        done = 0
+        for job, results in self.pool.run([j for j in jobs if j.decisions]):
+            done += 1
+            search = by_task[job.task]
+            if all(r.failure is None for r in results):
+                for decision, result in zip(job.decisions, results, strict=True):
+                    self._note(search, decision, result)
+                search.settled = True
+            self._tell("contest", search, done, len(jobs))
+
+    def _tell(self, stage: str, search: Search, done: int, total: int) -> None:
+        seconds = time.perf_counter() - self._begun
+        self._observe(
+            Progress(stage, search.task, done, total, seconds, dict(self.failures), self.results)
+        )
+
+    def _give_up_if_nothing_works(self) -> None:
+        failed = sum(self.failures.values())
+        if self.measured >= BATCH and failed == self.measured:
+            kinds = ", ".join(f"{n} {k}" for k, n in self.failures.most_common())
+            raise TuningError(
+                f"all of the first {failed} candidates failed ({kinds}); see that the device "
+                "answers and fits the target"
+            )
+
+
+def _result(search: Search) -> TaskResult:
+    heuristic, best = search.heuristic, search.best
+    return TaskResult(
+        search.task,
+        None if heuristic is None else heuristic.seconds,
+        None if best is None else best.seconds,
+        search.task.heuristic if best is None else best.decision,
+        search.trials,
+        dict(search.failures),
+        search.settled,
+    )
+
+
+def geometric_mean_gain(results: Iterable[TaskResult]) -> float:
+    """Return the geometric mean of the gains of the tasks that were measured."""
+    logs = [math.log(r.gain) for r in results if r.best_s is not None]
+    return math.exp(sum(logs) / len(logs)) if logs else 1.0
+
+
+def describe(result: TaskResult) -> dict[str, Any]:
+    """Return a result as JSON values."""
+    return {
+        "task": result.task.key,
+        "kernel": result.task.describe(),
+        "runs": result.task.weight,
+        "kernels": list(result.task.names),
+        "macs": result.task.macs,
+        "heuristic": str(result.task.heuristic),
+        "heuristic_ms": None if result.heuristic_s is None else result.heuristic_s * 1e3,
+        "best": str(result.best),
+        "best_ms": None if result.best_s is None else result.best_s * 1e3,
+        "gain": result.gain,
+        "gmacs": result.gmacs,
+        "trials": result.trials,
+        "failures": result.failures,
+        "settled": result.settled,
+    }
