@@ -13,6 +13,7 @@ from resq_tvm.passes.fuse import FuseKernels
 from resq_tvm.passes.lower import Lowered, lower
 from resq_tvm.passes.partition import Partition
 from resq_tvm.passes.schedule_opaque import ScheduleOpaque
+from resq_tvm.passes.trust import TrustTuples
 from resq_tvm.schedules.choice import Decider
 from resq_tvm.targets.preset import Target
 
@@ -92,6 +93,7 @@ def build_pipeline() -> tvm.transform.Pass:
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
+            TrustTuples(),
             relax.transform.AttachGlobalSymbol(),
         ]
     )

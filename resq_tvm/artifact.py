@@ -8,6 +8,7 @@ source you trust; the hashes tell damage, not intent).
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 from resq_tvm.errors import ArtifactError, CompileError, TargetError
 from resq_tvm.files import atomic_folder, sha256_file
 from resq_tvm.manifest import (
+    KERNELS_NAME,
     LIBRARY_NAME,
     MANIFEST_NAME,
     PARAMS_NAME,
@@ -139,6 +141,23 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+def read_kernels(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, Any]]:
+    """Return an artifact's manifest and what can be tuned in it (``kernels.json``).
+
+    The library is not loaded, and may be another CPU's.
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is missing, truncated or altered.
+    """
+    folder = Path(path)
+    manifest = Manifest.read(folder)
+    _verify_file(folder, KERNELS_NAME, manifest.files.get(KERNELS_NAME))
+    kernels: dict[str, Any] = json.loads((folder / KERNELS_NAME).read_text())
+    return manifest, kernels
+
+
 def _verify_file(folder: Path, name: str, entry: FileEntry | None) -> None:
     path = folder / name
     if entry is None:
@@ -207,7 +226,9 @@ def write_artifact(
             ) from None
         tensors = {name: np.ascontiguousarray(a) for name, a in compiled.params.items()}
         save_file(tensors, folder / PARAMS_NAME)
-        manifest = _manifest(compiled, processing, folder, (LIBRARY_NAME, PARAMS_NAME))
+        (folder / KERNELS_NAME).write_text(json.dumps(compiled.kernels, indent=1) + "\n")
+        files = (LIBRARY_NAME, PARAMS_NAME, KERNELS_NAME)
+        manifest = _manifest(compiled, processing, folder, files)
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return Artifact.load(output)
 

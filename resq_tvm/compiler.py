@@ -21,6 +21,8 @@ from resq_tvm.passes.policy import is_dynamic
 from resq_tvm.processing.config import ProcessingConfig
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.schedules.choice import Decider, fallbacks
+from resq_tvm.schedules.signature import signature
+from resq_tvm.schedules.space import tunable
 from resq_tvm.schedules.tuning.records import decider
 from resq_tvm.schedules.tuning.tasks import describe
 from resq_tvm.targets.preset import Target, get_target
@@ -30,12 +32,16 @@ STATE_DTYPES = ("float16", "float32")
 
 @dataclass(frozen=True)
 class Compiled:
-    """A built library with its constants and what the manifest says about it."""
+    """A built library with its constants and what the manifest says about it.
+
+    ``kernels`` is what tuning needs to know of it (`tunable_kernels`).
+    """
 
     executable: Any
     params: dict[str, NDArray[Any]]
     info: dict[str, Any]
     lowered: Lowered
+    kernels: dict[str, Any]
 
 
 def compile(
@@ -173,7 +179,9 @@ def build(
         "bops": report.totals(),
         "options": {**qnet.options, "state_dtype": state_dtype},
     }
-    return Compiled(executable, lowered.params, info, lowered)
+    return Compiled(
+        executable, lowered.params, info, lowered, tunable_kernels(lowered, preset, qnet.period)
+    )
 
 
 def lower_network(
@@ -232,6 +240,39 @@ def lower_network(
         return lowered, None
     joined = join(lowered, lower_frame(qnet.module, target, decide))
     return joined.lowered, joined.frame_params
+
+
+def tunable_kernels(lowered: Lowered, target: Target, period: int) -> dict[str, Any]:
+    """Return what tuning needs to know of a network's kernels, as JSON values.
+
+    Parameters
+    ----------
+    lowered : Lowered
+    target : Target
+    period : int
+        Of keyframes.
+
+    Returns
+    -------
+    dict
+        ``footprint``: bytes that a frame touches and the next one touches again, which are the
+        state and the constants of one program. ``kernels``: a list of ``name``, ``signature``, and
+        ``runs`` per period of those that have more than one schedule.
+    """
+    records = list(lowered.kernels.values())
+    programs = {r.program for r in records}
+    state = sum(int(np.prod(s)) * np.dtype(d).itemsize for s, d in lowered.state_types)
+    constants = sum(a.nbytes for a in lowered.params.values()) // max(1, len(programs))
+    kernels = [
+        {
+            "name": r.kernel.name,
+            "signature": signature(r.kernel),
+            "runs": max(1, period - 1) if r.program == "residual" else 1,
+        }
+        for r in records
+        if tunable(r.kernel, target)
+    ]
+    return {"footprint": state + constants, "kernels": kernels}
 
 
 def _input_state(lowered: Lowered) -> dict[int, int]:

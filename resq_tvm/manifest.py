@@ -18,6 +18,7 @@ FORMAT_VERSION: Final = 1
 MANIFEST_NAME = "manifest.json"
 LIBRARY_NAME = "library.so"
 PARAMS_NAME = "params.safetensors"
+KERNELS_NAME = "kernels.json"
 THRESHOLDS = "thresholds"  # the parameter that holds them
 
 Dim = Annotated[int, Field(ge=0)]

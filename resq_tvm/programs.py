@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,12 @@ class Programs:
 
     def __init__(self, artifact: Artifact, threshold_scale: float = 1.0) -> None:
         manifest = artifact.manifest
-        self.machine = artifact.virtual_machine()
+        self._artifact = artifact
+        self._enter(artifact.virtual_machine())
         self.state: Any = None
-        self._keyframe = self.machine["keyframe"]
-        self._residual = self.machine["residual"] if manifest.has_residual else None
-        self._probe = self.machine["probe"] if manifest.probe else None
         self._params = artifact.scaled_params(threshold_scale)
-        self._frame = None
         if manifest.frame_params is not None:
             names = [entry.name for entry in manifest.params]
-            self._frame = self.machine["frame"]
             self._frame_params = _tuple(self._params[names.index(n)] for n in manifest.frame_params)
         self._inputs = {e.input: i for i, e in enumerate(manifest.state) if e.input is not None}
         self._input_count = len(manifest.inputs)
@@ -47,6 +44,29 @@ class Programs:
         self._share = 1.0  # of the frame that the probe saw
         self._results: Any = None  # of the latest keyframe or residual frame
         self._as_key = False  # whether they are those of the keyframe
+
+    def _enter(self, machine: Any) -> None:
+        """Run the programs on a virtual machine."""
+        manifest = self._artifact.manifest
+        self.machine = machine
+        self._keyframe = machine["keyframe"]
+        self._residual = machine["residual"] if manifest.has_residual else None
+        self._probe = machine["probe"] if manifest.probe else None
+        self._frame = machine["frame"] if manifest.frame_params is not None else None
+
+    @contextmanager
+    def instrumented(self, instrument: Callable[..., int]) -> Iterator[None]:
+        """Let the virtual machine tell ``instrument`` of every call while the context lasts.
+
+        A machine that was instrumented once stays slow: it is another one that is.
+        """
+        usual, other = self.machine, self._artifact.virtual_machine()
+        other.set_instrument(instrument)
+        self._enter(other)
+        try:
+            yield
+        finally:
+            self._enter(usual)
 
     @property
     def has_residual(self) -> bool:

@@ -247,11 +247,8 @@ class Session:
                 calls.append((name, (time.perf_counter() - start) * 1e3))
             return 0  # go on with the call
 
-        self._programs.machine.set_instrument(note)
-        try:
+        with self._programs.instrumented(note):
             yield calls
-        finally:
-            self._programs.machine.set_instrument(lambda *_values: 0)
 
     def _new_schedule(self) -> KeyframeSchedule:
         programs = self._programs

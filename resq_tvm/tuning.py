@@ -9,11 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from resq_tvm.compiler import lower_network
+from resq_tvm.artifact import read_kernels
+from resq_tvm.compiler import lower_network, tunable_kernels
 from resq_tvm.device import available_cpus, cpu_model, fingerprint, resolve_threads
 from resq_tvm.errors import ConfigError, TargetError
-from resq_tvm.passes.lower import KernelRecord
 from resq_tvm.quantize.qnet import QuantizedNetwork
+from resq_tvm.schedules.signature import kernel_of
 from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.schedules.tuning.database import Database
 from resq_tvm.schedules.tuning.devices import LocalDevice
@@ -42,8 +43,6 @@ class TuneReport:
     Attributes
     ----------
     results : list of TaskResult
-    untuned : tuple of str
-        Kernels that have one decision only.
     folder : Path
         Where the records are.
     fingerprint : Fingerprint
@@ -60,7 +59,6 @@ class TuneReport:
     """
 
     results: list[TaskResult]
-    untuned: tuple[str, ...]
     folder: Path
     fingerprint: Fingerprint
     measured: int
@@ -104,13 +102,12 @@ class TuneReport:
             "tasks": [
                 {**describe(r), "share_of_roof": self.share_of_roof(r)} for r in self.results
             ],
-            "one_decision_only": list(self.untuned),
             "device": self.device,
         }
 
 
 def tune(
-    qnet: QuantizedNetwork,
+    source: QuantizedNetwork | str | PathLike[str],
     target: str | Target = "auto",
     *,
     work_dir: str | PathLike[str],
@@ -132,14 +129,15 @@ def tune(
 
     Parameters
     ----------
-    qnet : QuantizedNetwork
-        What `resq_tvm.calibrate` returned.
+    source : QuantizedNetwork or path
+        What `resq_tvm.calibrate` returned, or an artifact. An artifact's own library stays as it
+        is: compile the network again with the records.
     target : str or Target
-        A preset's name, or ``"auto"`` for this machine's best.
+        A preset's name, or ``"auto"`` for this machine's best, or the artifact's own.
     work_dir : path
         Records go to ``<work_dir>/<fingerprint>/``.
     trials : int, optional
-        Candidates to measure at most in this run; 40 per task by default.
+        Candidates that are on record in the end, earlier runs included; 40 per task by default.
     threads : int
         Threads per kernel.
     workers : int, optional
@@ -166,6 +164,8 @@ def tune(
 
     Raises
     ------
+    ArtifactError
+        If the artifact is missing or altered.
     ConfigError
         If an option is out of range, or the records are another device's.
     TargetError
@@ -173,7 +173,7 @@ def tune(
     TuningError
         If the boards do not answer, or every candidate fails.
     """
-    preset = get_target(target) if isinstance(target, str) else target
+    preset, listed, restore = _source(source, target, state_dtype)
     if rpc is None:
         if missing := missing_features(preset):
             raise TargetError(
@@ -192,9 +192,8 @@ def tune(
     place = Fingerprint(preset.name, name, threads)
     database = Database(Path(work_dir) / place.folder, place)
     try:
-        kernels = weighted_kernels(qnet, preset, state_dtype)
+        kernels = [(restore(entry), float(entry["runs"])) for entry in listed["kernels"]]
         tasks = extract(kernels, preset, threads)
-        tuned = {n for t in tasks for n in t.names}
         roof = measure_roof(preset) if rpc is None and threads == 1 else None
         if begin is not None:
             begin(tasks, roof)
@@ -207,12 +206,17 @@ def tune(
         pin = rpc is None and threads == 1
         with Pool(make, count, timeout_s, pin=pin) as pool:
             tuner = Tuner(
-                tasks, preset, database, pool, threads=threads, observe=observe, seed=seed
+                tasks,
+                preset,
+                database,
+                pool,
+                footprint=listed["footprint"],
+                observe=observe,
+                seed=seed,
             )
             results = tuner.run(TRIALS_PER_TASK * len(tasks) if trials is None else trials)
         return TuneReport(
             results,
-            tuple(k.name for k, _ in kernels if k.name not in tuned),
             database.folder,
             place,
             tuner.measured,
@@ -225,14 +229,21 @@ def tune(
         database.close()
 
 
-def weighted_kernels(
-    qnet: QuantizedNetwork, target: Target, state_dtype: str = "float16"
-) -> list[tuple[FusedKernel, float]]:
-    """Return a network's kernels, each with how often it runs in a period of keyframes."""
-    lowered, _ = lower_network(qnet, target, state_dtype=state_dtype)
-    period = qnet.period if any(r.program == "residual" for r in lowered.kernels.values()) else 1
-    return [(r.kernel, _runs(r, period)) for r in lowered.kernels.values()]
-
-
-def _runs(record: KernelRecord, period: int) -> float:
-    return float(max(1, period - 1)) if record.program == "residual" else 1.0
+def _source(
+    source: QuantizedNetwork | str | PathLike[str], target: str | Target, state_dtype: str
+) -> tuple[Target, dict[str, Any], Callable[[dict[str, Any]], FusedKernel]]:
+    """Return the target, the tunable kernels, and what makes one of these a kernel again."""
+    if isinstance(source, QuantizedNetwork):
+        preset = get_target(target) if isinstance(target, str) else target
+        lowered, _ = lower_network(source, preset, state_dtype=state_dtype)
+        known = {r.kernel.name: r.kernel for r in lowered.kernels.values()}
+        kernels = tunable_kernels(lowered, preset, source.period)
+        return preset, kernels, lambda entry: known[entry["name"]]
+    manifest, kernels = read_kernels(source)
+    preset = get_target(manifest.target.name)
+    wanted = target if isinstance(target, str) else target.name
+    if wanted not in ("auto", preset.name):
+        raise ConfigError(
+            f"artifact {str(source)!r} is for target {preset.name}, not {wanted!r}; tune the model"
+        )
+    return preset, kernels, lambda entry: kernel_of(entry["signature"], preset)

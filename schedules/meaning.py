@@ -105,7 +105,7 @@ def _node(
         case "vector":
             return kernel.vectors[node.name].astype(f)
         case "scalar":
-            return f(node.value)
+            return np.asarray(node.value, f)
         case "dequantize":
             return args[0].astype(f) * args[1]
         case "sigmoid":

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from resq_tvm.schedules.spec import FusedKernel, TensorSpec
+from resq_tvm.errors import CompileError
+from resq_tvm.schedules.spec import Conv, FusedKernel, Node, Phase, Store, TensorSpec
+from resq_tvm.targets.preset import Target
 
 # Counts up whenever the emitted code changes so that old measurements say nothing.
 SCHEDULE_VERSION = 1
@@ -63,6 +65,73 @@ def signature(kernel: FusedKernel) -> str:
         "sparse": kernel.sparse is not None,
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def kernel_of(text: str, target: Target) -> FusedKernel:
+    """Return a kernel of a signature, with random numbers where the signature has none.
+
+    Parameters
+    ----------
+    text : str
+        What `signature` returned, for a kernel without gate, tiles or choices of bits.
+    target : Target
+
+    Raises
+    ------
+    CompileError
+        If the text is not such a signature.
+    """
+    try:
+        document = json.loads(text)
+        return _restored(document, target)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CompileError(
+            f"kernel signature {text[:60]!r}… cannot be read ({error!r}); compile anew"
+        ) from None
+
+
+def _restored(document: dict[str, Any], target: Target) -> FusedKernel:
+    if document["sparse"] or document["gate"]:
+        raise ValueError("it skips tiles")
+    rng = np.random.default_rng(0)
+    h, w, c = document["plane"]
+    fields_of = dict(document["anchor"])
+    kind = fields_of.pop("kind")
+    if kind != "Conv":
+        raise ValueError(f"its anchor is a {kind}")
+    _, *shape = fields_of.pop("weight")
+    phases = tuple(
+        Phase(p["oy"], p["ox"], tuple(tuple(t) for t in p["taps"])) for p in fields_of.pop("phases")
+    )
+    weight = rng.integers(-127, 128, shape).astype(np.int8)
+    rest = {k: tuple(v) if isinstance(v, list) else v for k, v in fields_of.items()}
+    anchor = Conv(weight=weight, phases=phases, **rest)
+    nodes, vectors = [], {}
+    for n, (op, args, name, limit) in enumerate(document["nodes"]):
+        # Such that accumulators of random codes end up within a code's range.
+        value = {"scalar": 1.0, "quantize": 3.0}.get(op, 0.0)
+        if op == "vector":
+            name = f"v{n}"
+            vectors[name] = rng.uniform(0.5e-4, 2e-4, c).astype(np.float32)
+        nodes.append(Node(op, tuple(args), name, value, limit))
+    return FusedKernel(
+        digest(json.dumps(document)),
+        anchor,
+        h,
+        w,
+        c,
+        tuple(_spec(f"i{n}", entry) for n, entry in enumerate(document["inputs"])),
+        tuple(_spec(f"o{n}", entry) for n, entry in enumerate(document["outputs"])),
+        tuple(nodes),
+        tuple(Store(node, name) for node, name, _ in document["stores"]),
+        target.code,
+        vectors,
+    )
+
+
+def _spec(name: str, entry: list[Any]) -> TensorSpec:
+    dtype, h, w, c, c_phys, (top, left, bottom, right) = entry
+    return TensorSpec(name, h, w, c, dtype, c_phys, (top, left, bottom, right))
 
 
 def digest(text: str) -> str:

@@ -8,7 +8,7 @@ trace over it is a decision; it can be stored in MetaSchedule's database and rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -27,8 +27,11 @@ from resq_tvm.targets.preset import Target
 
 Knobs = dict[str, tuple[int, ...]]
 
+TUNED = "tuned"  # the rule of decisions that a search made
+
 _BLOCK = "kernel"
 _PREFIX = "resq."
+_NOTE = "resq.note."
 _SAMPLED = ("tile_y", "tile_x", "tile_o", "inner_o", "parallel", "prefetch")
 
 # 16-lane accumulators of a candidate at most. Beyond these, LLVM keeps most on the stack.
@@ -102,7 +105,7 @@ def candidates(kernel: FusedKernel, target: Target, threads: int = 1) -> list[De
     found = [heuristic]
     seen = {as_sample(heuristic)}
     for values in product(*space.values()):
-        decision = _with(heuristic, dict(zip(space, values, strict=True)))
+        decision = _with(replace(heuristic, rule=TUNED), dict(zip(space, values, strict=True)))
         if _sensible(kernel, decision, target) and as_sample(decision) not in seen:
             seen.add(as_sample(decision))
             found.append(decision)
@@ -175,13 +178,29 @@ def schedule_function(
     return sample
 
 
-def trace_of(kernel: FusedKernel, space: Knobs, decision: Decision) -> Any:
-    """Return a decision as a MetaSchedule trace on the kernel's `stand_in`."""
-    return schedule_function(space, decision)(Schedule(stand_in(kernel))).trace
+def trace_of(kernel: FusedKernel, space: Knobs, decision: Decision, **notes: int | str) -> Any:
+    """Return a decision as a MetaSchedule trace on the kernel's `stand_in`.
+
+    Parameters
+    ----------
+    kernel : FusedKernel
+    space : dict
+        Of `knobs`.
+    decision : Decision
+    **notes
+        What else the trace should say; `replay` gives it back.
+    """
+    schedule = schedule_function(space, decision)(Schedule(stand_in(kernel)))
+    block = schedule.get_sblock(_BLOCK)
+    for name, value in notes.items():
+        schedule.annotate(block, _NOTE + name, value)
+    return schedule.trace
 
 
-def replay(trace: Any, module: tvm.IRModule, base: Decision) -> Decision:
-    """Return the decision that a trace stands for.
+def replay(
+    trace: Any, module: tvm.IRModule, base: Decision
+) -> tuple[Decision, dict[str, int | str]]:
+    """Return the decision that a trace stands for, and its notes.
 
     Parameters
     ----------
@@ -194,10 +213,12 @@ def replay(trace: Any, module: tvm.IRModule, base: Decision) -> Decision:
     schedule = Schedule(module)
     trace.apply_to_schedule(schedule, remove_postproc=False)
     annotations = schedule.get(schedule.get_sblock(_BLOCK)).annotations
-    return _with(base, dict(_sampled(annotations)))
-
-
-def _sampled(annotations: Any) -> Iterator[tuple[str, int]]:
+    values: dict[str, int] = {}
+    notes: dict[str, int | str] = {}
     for key, value in annotations.items():
-        if key.startswith(_PREFIX):
-            yield key.removeprefix(_PREFIX), int(value)
+        if key.startswith(_NOTE):
+            note = key.removeprefix(_NOTE)
+            notes[note] = str(value) if isinstance(value, str) else int(value)
+        elif key.startswith(_PREFIX):
+            values[key.removeprefix(_PREFIX)] = int(value)
+    return _with(base, values), notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,6 @@ from resq_tvm.cli.options import (
     FirstLast,
     InputShape,
     Json,
-    Model,
     Override,
     Period,
     Processing,
@@ -29,6 +28,7 @@ from resq_tvm.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from resq_tvm.quantize.qnet import QuantizedNetwork
     from resq_tvm.schedules.tuning.roof import Roof
     from resq_tvm.schedules.tuning.tasks import Task
     from resq_tvm.schedules.tuning.tuner import Progress, TaskResult
@@ -51,14 +51,19 @@ _COLUMNS = (
 
 
 def tune(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model, a .qnet folder, or an artifact OUT.resq."),
+    ],
     work_dir: Annotated[
         Path, typer.Option("--work-dir", help="Folder of the records, one folder per device.")
     ],
     target: TargetName = "auto",
     trials: Annotated[
         int | None,
-        typer.Option("--trials", min=0, help="Candidates to measure; 40 per task by default."),
+        typer.Option(
+            "--trials", min=0, help="Candidates on record in the end; 40 per task by default."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads per kernel.")] = 1,
     workers: Annotated[
@@ -95,7 +100,8 @@ def tune(
     """Measure schedules for MODEL's kernels and keep them for 'compile --database'.
 
     Ctrl-C, or worse, loses no finished measurement: the same command goes on. MODEL may be a .qnet
-    folder; times do not depend on the calibration, so generated frames do otherwise.
+    folder or an artifact OUT.resq; otherwise it is calibrated on whatever there is, since times do
+    not depend on scales.
     """
     from resq_tvm.files import check_writable
     from resq_tvm.processing.config import load_processing
@@ -127,40 +133,42 @@ def tune(
         override=override,
         first_last=first_last,
     )
-    preset = get_target(target)
     check_writable(work_dir)
     address = None if rpc_tracker is None else RpcAddress.parse(rpc_tracker, rpc_key)
     if address is not None:
         address.boards()
-    console.resolve(target=preset.name)
-    qnet, _ = obtain_qnet(
-        console,
-        model,
-        calibration=calibration,
-        calibration_frames=calibration_frames or (None if calibration else "4"),
-        crop=crop,
-        scheme=scheme,
-        period=period,
-        processing=load_processing(processing) if processing is not None else None,
-        input_shape=input_shape,
-        override=override,
-        first_last=first_last,
-        granularity="channel",
-        residual="pairwise",
-        samples=16,
-        candidates=4,
-        tau=None,
-        budget=None,
-        labels=None,
-        dump=None,
-    )
+    source: QuantizedNetwork | str = model
+    if Path(model).suffix != ".resq":
+        target = get_target(target).name
+        console.resolve(target=target)
+        source, _ = obtain_qnet(
+            console,
+            model,
+            calibration=calibration,
+            calibration_frames=calibration_frames or (None if calibration else "4"),
+            crop=crop,
+            scheme=scheme,
+            period=period,
+            processing=load_processing(processing) if processing is not None else None,
+            input_shape=input_shape,
+            override=override,
+            first_last=first_last,
+            granularity="channel",
+            residual="pairwise",
+            samples=16,
+            candidates=4,
+            tau=None,
+            budget=None,
+            labels=None,
+            dump=None,
+        )
     from resq_tvm.tuning import tune as tune_network
 
     with _live(console) as (begin, observe):
         try:
             report = tune_network(
-                qnet,
-                preset,
+                source,
+                target,
                 work_dir=work_dir,
                 trials=trials,
                 threads=threads,
@@ -197,7 +205,7 @@ def tune(
     console.finish(report.to_dict(), render)
 
 
-def _table(results: list[TaskResult], shares: dict[str, float | None], rows: int) -> Any:
+def _table(results: list[TaskResult], shares: Mapping[str, float | None], rows: int) -> Any:
     """Return the tasks that take the most of a period, those first."""
     ordered = sorted(results, key=lambda r: -(r.best_s or 0.0) * r.task.weight)[:rows]
     cells = [

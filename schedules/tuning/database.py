@@ -23,7 +23,7 @@ from tvm.s_tir import meta_schedule as ms
 from resq_tvm.errors import ConfigError
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.signature import digest, signature
-from resq_tvm.schedules.space import Knobs, as_sample, replay, stand_in, trace_of
+from resq_tvm.schedules.space import TUNED, Knobs, as_sample, replay, stand_in, trace_of
 from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.schedules.tuning.fingerprint import FINGERPRINT_NAME, Fingerprint
 
@@ -31,45 +31,51 @@ WORKLOADS_NAME = "database_workload.json"
 RECORDS_NAME = "database_tuning_record.json"
 _LOCK_NAME = ".lock"
 
-# A candidate that was measured in one batch with others must beat the heuristic by this much, if
-# the two were never held against each other by themselves.
+# By how much a candidate must beat the heuristic: in the search, where each was measured at another
+# moment, and in a contest, where they took turns.
 UNPROVEN_MARGIN = 0.03
 PROVEN_MARGIN = 0.01
 
 
 @dataclass
 class Measured:
-    """All measurements of one decision: seconds per run, a list per record, in order."""
+    """All measurements of one decision.
+
+    Attributes
+    ----------
+    decision : Decision
+    runs : dict of int to list of float
+        Seconds per run: 0 is the search; 1, 2, … are contests, in which the best candidates and
+        the heuristic's decision took turns.
+    code : str
+        Digest of the program, where it is known.
+    """
 
     decision: Decision
-    runs: list[list[float]] = field(default_factory=list)
+    runs: dict[int, list[float]] = field(default_factory=dict)
+    code: str = ""
 
     @property
-    def seconds(self) -> float:
-        """Median of the latest record."""
-        return statistics.median(self.runs[-1])
+    def latest(self) -> int:
+        """The latest contest that it took part in; 0: none."""
+        return max(self.runs)
 
-    @property
-    def proven(self) -> bool:
-        """Whether it was held against the heuristic by itself (measured more than once)."""
-        return len(self.runs) > 1
+    def seconds(self, contest: int | None = None) -> float:
+        """Return the median of a contest (0: of the search); of the latest by default."""
+        return statistics.median(self.runs[self.latest if contest is None else contest])
 
 
 def winner(measured: Sequence[Measured]) -> Measured:
     """Return the best decision of a task; the heuristic's comes first in ``measured``.
 
-    Decisions that were measured again, beside the heuristic and nothing else, count before those
-    that were measured once.
+    After a contest, those count that took part in the latest one.
     """
     heuristic = measured[0]
-    proven = [m for m in measured if m.proven]
-    if heuristic.proven:
-        best = min(proven, key=lambda m: m.seconds)
-        return best if 1 - best.seconds / heuristic.seconds > PROVEN_MARGIN else heuristic
-    first = heuristic.runs[0]
-    best = min(measured, key=lambda m: statistics.median(m.runs[0]))
-    gain = 1 - statistics.median(best.runs[0]) / statistics.median(first)
-    return best if gain > UNPROVEN_MARGIN else heuristic
+    contest = heuristic.latest
+    rivals = [m for m in measured if contest in m.runs]
+    best = min(rivals, key=lambda m: m.seconds(contest))
+    gain = 1 - best.seconds(contest) / heuristic.seconds(contest)
+    return best if gain > (PROVEN_MARGIN if contest else UNPROVEN_MARGIN) else heuristic
 
 
 class Database:
@@ -147,13 +153,14 @@ class Database:
         tasks: dict[str, dict[tuple[int, ...], Measured]] = {}
         for record in self._database.get_all_tuning_records():
             module = record.workload.mod
-            text = str(module["main"].attrs["resq.kernel"])
-            decision = replay(record.trace, module, _BASE)
+            key = digest(str(module["main"].attrs["resq.kernel"]))
+            decision, notes = replay(record.trace, module, _BASE)
             runs = [float(s) for s in record.run_secs or ()]
             if runs:
-                _note(tasks.setdefault(digest(text), {}), decision, runs)
+                contest, code = int(notes.get("contest", 0)), str(notes.get("code", ""))
+                _note(tasks.setdefault(key, {}), decision, runs, contest, code)
             else:
-                self._failed.setdefault(digest(text), []).append(decision)
+                self._failed.setdefault(key, []).append(decision)
         return tasks
 
     def failed(self, kernel: FusedKernel) -> list[Decision]:
@@ -170,11 +177,11 @@ class Database:
         if first is None:
             return []
         rest = [
-            Measured(replace(m.decision, method=heuristic.method), m.runs)
+            replace(m, decision=replace(m.decision, method=heuristic.method))
             for m in task.values()
             if m is not first
         ]
-        return [Measured(heuristic, first.runs), *rest]
+        return [replace(first, decision=heuristic), *rest]
 
     def best(self, kernel: FusedKernel, heuristic: Decision) -> Measured | None:
         """Return the best decision for a kernel; None if its task was not measured."""
@@ -188,6 +195,9 @@ class Database:
         decision: Decision,
         seconds: Sequence[float],
         target: Any,
+        *,
+        contest: int = 0,
+        code: str = "",
     ) -> None:
         """Append one measurement.
 
@@ -200,16 +210,21 @@ class Database:
         seconds : sequence of float
             One per run; empty for a candidate that failed.
         target : tvm.target.Target
+        contest : int
+            Which contest it took part in; 0: the search.
+        code : str
+            Digest of the program.
         """
         module = stand_in(kernel)
         workload = self._database.commit_workload(module)
         arguments = ms.arg_info.ArgInfo.from_prim_func(module["main"])
-        trace = trace_of(kernel, space, decision)
+        trace = trace_of(kernel, space, decision, contest=contest, code=code)
         record = ms.database.TuningRecord(trace, workload, list(seconds), target, arguments)
         self._database.commit_tuning_record(record)
         if seconds:
             task = self._measured.setdefault(digest(signature(kernel)), {})
-            _note(task, replay(trace, module, _BASE), list(seconds))
+            sampled, _ = replay(trace, module, _BASE)
+            _note(task, sampled, list(seconds), contest, code)
 
     def prune(self, folder: Path, tasks: Sequence[tuple[FusedKernel, Knobs, Decision]]) -> int:
         """Write the heuristic's and the best decision's records of tasks to a new folder.
@@ -232,18 +247,34 @@ class Database:
             count += bool(found)
             kept = {id(m): m for m in (found[0], winner(found))} if found else {}
             for entry in kept.values():
-                for runs in entry.runs[:1] + entry.runs[1:][-1:]:
-                    made.add(kernel, space, entry.decision, runs, tvm.target.Target("llvm"))
+                for contest in {0, found[0].latest} & set(entry.runs):
+                    made.add(
+                        kernel,
+                        space,
+                        entry.decision,
+                        entry.runs[contest],
+                        tvm.target.Target("llvm"),
+                        contest=contest,
+                        code=entry.code,
+                    )
         made.close()
         return count
 
 
 # What a trace does not say is the rule's: the method comes from the rule of the kernel at hand.
-_BASE = Decision("tuned", "")
+_BASE = Decision(TUNED, "")
 
 
-def _note(task: dict[tuple[int, ...], Measured], decision: Decision, runs: list[float]) -> None:
-    task.setdefault(as_sample(decision), Measured(decision)).runs.append(runs)
+def _note(
+    task: dict[tuple[int, ...], Measured],
+    decision: Decision,
+    runs: list[float],
+    contest: int,
+    code: str,
+) -> None:
+    entry = task.setdefault(as_sample(decision), Measured(decision))
+    entry.runs[contest] = runs
+    entry.code = code or entry.code
 
 
 def _open(folder: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +15,9 @@ from resq_tvm.schedules.tuning.scenes import MOST_COPIES, Scene
 Array = NDArray[Any]
 Built = tuple[Any, list[Array]]  # machine code, packed constants
 
-_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-_CACHE_BYTES = 32 << 20  # of the last level, where the system does not tell
+# Packed weights go from copy to copy, too: enough of them to leave the second cache level.
+_WEIGHT_COPIES = 16
+_WEIGHT_BYTES = 4 << 20
 
 
 class Device(Protocol):
@@ -27,8 +27,11 @@ class Device(Protocol):
     `DeviceLostError` counts as the device's.
     """
 
-    def load(self, scene: Scene) -> None:
-        """Get ready for the candidates of one task."""
+    def load(self, scene: Scene, footprint: int) -> None:
+        """Get ready for the candidates of one task.
+
+        ``footprint`` is how many bytes the network touches between two runs of a kernel.
+        """
 
     def run(
         self, programs: list[Built], repeats: int, limit_s: float | None
@@ -56,10 +59,10 @@ class LocalDevice:
     def __init__(self, threads: int = 1) -> None:
         tvm.get_global_func("runtime.config_threadpool")(1, threads)
 
-    def load(self, scene: Scene) -> None:
-        """Lay out copies of the scene beyond the size of the caches."""
+    def load(self, scene: Scene, footprint: int) -> None:
+        """Lay out copies of the scene, as many as make up the footprint."""
         self._scene = scene
-        count = min(MOST_COPIES, max(2, -(-2 * _cache_bytes() // scene.nbytes)))
+        count = min(MOST_COPIES, max(2, -(-footprint // scene.nbytes)))
         self._copies = [
             (
                 [tvm.runtime.tensor(a) for a in scene.inputs],
@@ -75,11 +78,13 @@ class LocalDevice:
         calls, results = [], []
         for module, constants in programs:
             call = module[ENTRY]
-            packed = [tvm.runtime.tensor(a) for a in constants]
+            size = sum(a.nbytes for a in constants)
+            count = min(len(self._copies), _WEIGHT_COPIES, max(1, _WEIGHT_BYTES // max(size, 1)))
+            packed = [[tvm.runtime.tensor(a) for a in constants] for _ in range(count)]
             inputs, outputs = self._copies[0]
             for tensor, array in zip(outputs, self._scene.blank(), strict=True):
                 tensor.copyfrom(array)
-            call(*inputs, *packed, *outputs)
+            call(*inputs, *packed[0], *outputs)
             calls.append((call, packed))
             results.append(([t.numpy() for t in outputs], list[float]()))
         turn = 0
@@ -89,17 +94,10 @@ class LocalDevice:
                 inputs, outputs = self._copies[turn % len(self._copies)]
                 for i in self._scene.fresh:
                     np.copyto(np.from_dlpack(inputs[i]), self._scene.inputs[i])
+                constants = packed[turn % len(packed)]
                 start = time.perf_counter()
-                call(*inputs, *packed, *outputs)
+                call(*inputs, *constants, *outputs)
                 seconds.append(time.perf_counter() - start)
             if limit_s is not None and n >= 5 and all(min(s) > limit_s for _, s in results):
                 break
         return results
-
-
-def _cache_bytes() -> int:
-    try:
-        text = _CACHE.read_text().strip()
-        return int(text.removesuffix("K")) << 10 if text.endswith("K") else int(text)
-    except (OSError, ValueError):
-        return _CACHE_BYTES

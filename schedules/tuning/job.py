@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,16 +67,22 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What the jobs of one task have in common."""
+    """What the jobs of one task have in common.
+
+    Attributes
+    ----------
+    key : str
+        The task's.
+    kernel : FusedKernel
+    target : Target
+    footprint : int
+        Bytes that the network touches between two runs of the kernel.
+    """
 
     key: str
     kernel: FusedKernel
     target: Target
-    threads: int
-
-    def pack(self) -> bytes:
-        """Return bytes for a worker process of ours."""
-        return pickle.dumps(self)
+    footprint: int
 
 
 def code_digest(text: str) -> str:

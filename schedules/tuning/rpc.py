@@ -111,8 +111,8 @@ class RpcDevice:
         except Exception as error:
             raise DeviceLostError(_line(error)) from None
 
-    def load(self, scene: Scene) -> None:
-        """Send a task's tensors."""
+    def load(self, scene: Scene, footprint: int) -> None:
+        """Send a task's tensors once: the timer flushes caches, whatever the footprint."""
         self._scene = scene
         with self._blame():
             device = self._remote.cpu(0)

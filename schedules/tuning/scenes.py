@@ -1,8 +1,9 @@
 """What a candidate is run on, and what has to come out.
 
 Time is taken as in a network: the codes that a convolution reads were just written, but state and
-weights were last touched a frame ago and lie in memory. So a device holds many copies of the
-tensors, more than its caches do, goes from copy to copy, and writes the codes anew before a run.
+weights were last touched a frame ago, and all that the network touched since may have pushed them
+out of the caches. So a device holds as many copies of the tensors as make up the network's
+footprint, goes from copy to copy, and writes the codes anew before a run.
 """
 
 from __future__ import annotations

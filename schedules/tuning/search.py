@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from resq_tvm.schedules.tuning.tasks import Task
 _EXPLORE = 0.2  # share of a batch that is drawn at random
 _PRODUCTIVE = 0.005  # a batch that gains less brought nothing
 _PATIENCE = 2  # such batches, and the search of a task ends
+FINALISTS = 3  # candidates that are held against the heuristic's decision
 _FIRST_POTENTIAL = 0.15  # the gain expected of a task that nobody looked at
 
 
@@ -43,18 +43,20 @@ class Search:
         self.task = task
         self.measured = {as_sample(m.decision): m for m in measured}
         self.failures: Counter[str] = Counter()
-        self.codes: dict[str, Measurement] = {}
-        self._code_of: dict[tuple[int, ...], str] = {}
+        self.codes: dict[str, tuple[float, ...]] = {
+            m.code: tuple(m.runs[0]) for m in measured if m.code and 0 in m.runs
+        }
         self._tried = {*self.measured, *(as_sample(d) for d in failed)}
         self._random = random.Random(f"{seed} {task.key}")
         self._idle = 0
         self.potential = _FIRST_POTENTIAL
-        self.settled = self._is_settled()
 
-    def _is_settled(self) -> bool:
-        """Whether an earlier run held the best candidates against the heuristic's decision."""
-        heuristic = self.measured.get(as_sample(self.task.heuristic))
-        return heuristic is not None and heuristic.proven
+    @property
+    def settled(self) -> bool:
+        """Whether the fastest candidates were held against the heuristic's decision."""
+        finalists = self.finalists()
+        contest = finalists[0].latest if finalists else 0
+        return contest > 0 and all(contest in m.runs for m in finalists)
 
     @property
     def heuristic(self) -> Measured | None:
@@ -77,7 +79,7 @@ class Search:
     @property
     def fastest_s(self) -> float | None:
         """The least time that was seen in the search."""
-        times = [statistics.median(m.runs[0]) for m in self.measured.values()]
+        times = [m.seconds(0) for m in self.measured.values()]
         return min(times, default=None)
 
     @property
@@ -91,7 +93,7 @@ class Search:
     @property
     def done(self) -> bool:
         """Whether nothing is left or likely to be gained."""
-        return self.settled or self._idle >= _PATIENCE or not self._left()
+        return self._idle >= _PATIENCE or not self._left()
 
     def _left(self) -> list[Decision]:
         return [d for d in self.task.decisions if as_sample(d) not in self._tried]
@@ -123,18 +125,19 @@ class Search:
         self._tried |= {as_sample(d) for d in chosen}
         return chosen
 
-    def take(self, decision: Decision, result: Measurement) -> tuple[float, ...]:
+    def take(self, decision: Decision, result: Measurement, contest: int = 0) -> list[float]:
         """Note a result; return the seconds that go on record, empty if there are none."""
         if result.failure is not None:
             self.failures[result.failure] += 1
-            return ()
-        if not result.seconds:  # the same program as another candidate's
-            result = self.codes[result.code]
-        self.codes[result.code] = result
-        self._code_of[as_sample(decision)] = result.code
+            return []
+        # Without seconds it is the same program as another candidate's.
+        seconds = list(result.seconds or self.codes[result.code])
+        if contest == 0:
+            self.codes[result.code] = tuple(seconds)
         entry = self.measured.setdefault(as_sample(decision), Measured(decision))
-        entry.runs.append(list(result.seconds))
-        return result.seconds
+        entry.runs[contest] = seconds
+        entry.code = result.code
+        return seconds
 
     def end_batch(self, before: float | None) -> None:
         """Note what a batch gained over the fastest time before it."""
@@ -147,16 +150,14 @@ class Search:
             self._idle = 0 if gain > _PRODUCTIVE else self._idle + 1
         self.potential = 0.5 * self.potential + 0.5 * gain
 
-    def finalists(self, count: int) -> list[Decision]:
-        """Return the heuristic's decision and the fastest others, to be held against each other."""
-        if self.heuristic is None:
+    def finalists(self) -> list[Measured]:
+        """Return the heuristic's decision and the fastest others, each program once."""
+        heuristic = self.heuristic
+        if heuristic is None:
             return []
-        others = [m for m in self.measured.values() if m is not self.heuristic]
-        others.sort(key=lambda m: statistics.median(m.runs[0]))
-        chosen = [self.heuristic]
-        for entry in others:
-            code = self._code_of.get(as_sample(entry.decision))
-            known = {self._code_of.get(as_sample(m.decision)) for m in chosen}
-            if len(chosen) <= count and (code is None or code not in known):
+        chosen = [heuristic]
+        others = (m for m in self.measured.values() if m is not heuristic and 0 in m.runs)
+        for entry in sorted(others, key=lambda m: m.seconds(0)):
+            if len(chosen) <= FINALISTS and all(m.code != entry.code for m in chosen):
                 chosen.append(entry)
-        return [m.decision for m in chosen]
+        return chosen

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ import tvm
 from resq_tvm.errors import TuningError
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.signature import signature
-from resq_tvm.schedules.tuning.database import Database, Measured
+from resq_tvm.schedules.tuning.database import Database
 from resq_tvm.schedules.tuning.job import Failure, Job, Measurement, Subject
 from resq_tvm.schedules.tuning.model import CostModel
 from resq_tvm.schedules.tuning.pool import Pool
@@ -26,7 +25,7 @@ from resq_tvm.targets.preset import Target
 
 BATCH = 16
 TRIALS_PER_TASK = 40
-FINALISTS = 3
+FOOTPRINT = 24 << 20  # bytes, where the network's is not known
 _REPEATS = 12
 _CONTEST_REPEATS = 40
 _HOPELESS = 1.5  # a candidate this much slower than the best is not repeated
@@ -122,7 +121,8 @@ class Tuner:
     database : Database
         Where records go, and what an earlier run left.
     pool : Pool
-    threads : int
+    footprint : int
+        Bytes that the network touches per frame.
     observe : callable, optional
     seed : int
     """
@@ -134,7 +134,7 @@ class Tuner:
         database: Database,
         pool: Pool,
         *,
-        threads: int = 1,
+        footprint: int = FOOTPRINT,
         observe: Observer | None = None,
         seed: int = 0,
     ) -> None:
@@ -144,18 +144,18 @@ class Tuner:
         self._model = CostModel()
         self.failures: Counter[str] = Counter()
         self._begun = time.perf_counter()
-        self.measured = 0
+        self.measured = 0  # in this run
+        self._learned: set[tuple[str, Decision]] = set()
         self._anchors: dict[str, list[Search]] = {}
         self.searches = []
         for task in tasks:
-            pool.register(Subject(task.key, task.kernel, target, threads))
+            pool.register(Subject(task.key, task.kernel, target, footprint))
             old = database.measured(task.kernel, task.heuristic)
             search = Search(task, old, database.failed(task.kernel), seed)
             self.searches.append(search)
             anchor = json.dumps(json.loads(signature(task.kernel))["anchor"])
             self._anchors.setdefault(anchor, []).append(search)
-            for entry in old:
-                self._learn(search, entry)
+            self._learn_all(search)
 
     @property
     def seconds(self) -> float:
@@ -167,12 +167,12 @@ class Tuner:
         return [_result(s) for s in self.searches]
 
     def run(self, trials: int) -> list[TaskResult]:
-        """Measure up to ``trials`` candidates, then hold the contests.
+        """Measure candidates until there are ``trials`` on record, then hold the contests.
 
         Whatever ends it, everything that was measured is on record.
         """
-        self._search(trials)
-        self._contests([s for s in self.searches if s.measured and not s.settled])
+        self._search(trials - sum(s.trials for s in self.searches))
+        self._contests([s for s in self.searches if s.heuristic is not None and not s.settled])
         return self.results()
 
     def _search(self, trials: int) -> None:
@@ -198,9 +198,7 @@ class Tuner:
                 self._tell("search", batch[job.task][0], self.measured, trials)
             for search, before in batch.values():
                 search.end_batch(before)
-                for entry in search.measured.values():
-                    if len(entry.runs) == 1:
-                        self._learn(search, entry)
+                self._learn_all(search)
             self._give_up_if_nothing_works()
 
     def _most_urgent(self) -> list[Search]:
@@ -211,31 +209,46 @@ class Tuner:
         others = (s.best for s in self._anchors[anchor] if s is not search)
         return [m.decision for m in others if m is not None]
 
-    def _note(self, search: Search, decision: Decision, result: Measurement) -> None:
-        seconds = search.take(decision, result)
+    def _note(
+        self, search: Search, decision: Decision, result: Measurement, contest: int = 0
+    ) -> None:
+        seconds = search.take(decision, result, contest)
         if result.failure is not None:
             self.failures[result.failure] += 1
         if seconds or result.failure in _LASTING:
-            task = search.task
-            self.database.add(task.kernel, task.space, decision, seconds, self._machine)
+            self.database.add(
+                search.task.kernel,
+                search.task.space,
+                decision,
+                seconds,
+                self._machine,
+                contest=contest,
+                code=result.code,
+            )
 
-    def _learn(self, search: Search, entry: Measured) -> None:
+    def _learn_all(self, search: Search) -> None:
         heuristic = search.heuristic
-        if heuristic is not None:
-            ratio = statistics.median(entry.runs[0]) / statistics.median(heuristic.runs[0])
-            self._model.learn(search.task, entry.decision, ratio)
+        if heuristic is not None and 0 in heuristic.runs:
+            for entry in search.measured.values():
+                key = (search.task.key, entry.decision)
+                if key not in self._learned and 0 in entry.runs:
+                    self._learned.add(key)
+                    ratio = entry.seconds(0) / heuristic.seconds(0)
+                    self._model.learn(search.task, entry.decision, ratio)
 
     def _contests(self, searches: list[Search]) -> None:
+        """Let the best candidates of each task and the heuristic's decision take turns."""
         by_task = {s.task.key: s for s in searches}
-        jobs = [Job(s.task.key, tuple(s.finalists(FINALISTS)), _CONTEST_REPEATS) for s in searches]
-        done = 0
-        for job, results in self.pool.run([j for j in jobs if j.decisions]):
-            done += 1
+        jobs = [
+            Job(s.task.key, tuple(m.decision for m in s.finalists()), _CONTEST_REPEATS)
+            for s in searches
+        ]
+        for done, (job, results) in enumerate(self.pool.run(jobs), 1):
             search = by_task[job.task]
             if all(r.failure is None for r in results):
+                number = 1 + max(m.latest for m in search.measured.values())
                 for decision, result in zip(job.decisions, results, strict=True):
-                    self._note(search, decision, result)
-                search.settled = True
+                    self._note(search, decision, result, number)
             self._tell("contest", search, done, len(jobs))
 
     def _tell(self, stage: str, search: Search, done: int, total: int) -> None:
@@ -258,8 +271,8 @@ def _result(search: Search) -> TaskResult:
     heuristic, best = search.heuristic, search.best
     return TaskResult(
         search.task,
-        None if heuristic is None else heuristic.seconds,
-        None if best is None else best.seconds,
+        None if heuristic is None else heuristic.seconds(),
+        None if best is None else best.seconds(heuristic.latest if heuristic else None),
         search.task.heuristic if best is None else best.decision,
         search.trials,
         dict(search.failures),

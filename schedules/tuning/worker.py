@@ -70,7 +70,7 @@ class Worker:
                 self._device, self._scene = self._make(), None
             if self._scene is None or self._key != subject.key:
                 self._scene, self._key = Scene(subject.kernel), subject.key
-                self._device.load(self._scene)
+                self._device.load(self._scene, subject.footprint)
             ran = self._device.run(programs, job.repeats, job.limit_s)
         except DeviceLostError as error:
             self._device = None

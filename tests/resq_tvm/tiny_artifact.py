@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class FakeCompiled:
     executable: Any
     params: dict[str, np.ndarray]
     info: dict[str, Any]
+    kernels: dict[str, Any] = field(default_factory=dict)
 
 
 @cache
