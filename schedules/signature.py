@@ -95,17 +95,20 @@ def _restored(document: dict[str, Any], target: Target) -> FusedKernel:
         raise ValueError("it skips tiles")
     rng = np.random.default_rng(0)
     h, w, c = document["plane"]
-    fields_of = dict(document["anchor"])
-    kind = fields_of.pop("kind")
-    if kind != "Conv":
-        raise ValueError(f"its anchor is a {kind}")
-    _, *shape = fields_of.pop("weight")
-    phases = tuple(
-        Phase(p["oy"], p["ox"], tuple(tuple(t) for t in p["taps"])) for p in fields_of.pop("phases")
+    anchored = document["anchor"]
+    if anchored["kind"] != "Conv":
+        raise ValueError(f"its anchor is a {anchored['kind']}")
+    _, *shape = anchored["weight"]
+    anchor = Conv(
+        tuple(anchored["inputs"]),
+        rng.integers(-127, 128, shape).astype(np.int8),
+        tuple(
+            Phase(p["oy"], p["ox"], tuple(tuple(t) for t in p["taps"])) for p in anchored["phases"]
+        ),
+        tuple(anchored["in_stride"]),
+        tuple(anchored["out_stride"]),
+        int(anchored["groups"]),
     )
-    weight = rng.integers(-127, 128, shape).astype(np.int8)
-    rest = {k: tuple(v) if isinstance(v, list) else v for k, v in fields_of.items()}
-    anchor = Conv(weight=weight, phases=phases, **rest)
     nodes, vectors = [], {}
     for n, (op, args, name, limit) in enumerate(document["nodes"]):
         # Such that accumulators of random codes end up within a code's range.

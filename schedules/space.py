@@ -1,9 +1,9 @@
 """The search space of a kernel: knobs over its `Decision`, as a MetaSchedule schedule function.
 
 Kernels are written by `resq_tvm.schedules.emit` from a decision, not by transforming a loop nest.
-What MetaSchedule sees is therefore a stand-in (`stand_in`): a function with the kernel's tensors
-and its signature, whose one block a schedule function annotates with the knobs that it samples. A
-trace over it is a decision; it can be stored in MetaSchedule's database and replayed.
+What MetaSchedule sees is therefore a stand-in (`stand_in`): a function with the kernel's signature,
+whose one block a schedule function annotates with the knobs that it samples. A trace over it is a
+decision; it can be stored in MetaSchedule's database and replayed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from resq_tvm.schedules.context import LANES, ceil_div
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.rules import decide, phase_plane
 from resq_tvm.schedules.signature import signature
-from resq_tvm.schedules.spec import Conv, FusedKernel, TensorSpec
+from resq_tvm.schedules.spec import Conv, FusedKernel
 from resq_tvm.targets.preset import Target
 
 Knobs = dict[str, tuple[int, ...]]
@@ -133,18 +133,16 @@ def _with(decision: Decision, values: dict[str, int]) -> Decision:
 
 
 def stand_in(kernel: FusedKernel) -> tvm.IRModule:
-    """Return the function that stands for a kernel's task in MetaSchedule's database."""
-    buffers = [_buffer(s, i) for i, s in enumerate((*kernel.inputs, *kernel.outputs))]
+    """Return the function that stands for a kernel's task in MetaSchedule's database.
+
+    It has no parameters: the signature in its attribute tells the tensors in a tenth of the bytes.
+    """
     block = SBlock([], [], [], _BLOCK, tirx.Evaluate(tirx.const(0)))
     root = SBlock([], [], [], "root", SBlockRealize([], True, block))
-    func = tirx.PrimFunc(buffers, SBlockRealize([], True, root)).with_attr(
+    func = tirx.PrimFunc([], SBlockRealize([], True, root)).with_attr(
         {"global_symbol": "main", "s_tir": True, f"{_PREFIX}kernel": signature(kernel)}
     )
     return tvm.IRModule({"main": func})
-
-
-def _buffer(spec: TensorSpec, index: int) -> Any:
-    return tirx.decl_buffer(spec.shape, spec.dtype, f"t{index}")
 
 
 def schedule_function(

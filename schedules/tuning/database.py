@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
 import json
 import statistics
 import tempfile
@@ -22,60 +23,28 @@ from tvm.s_tir import meta_schedule as ms
 
 from resq_tvm.errors import ConfigError
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.signature import digest, signature
-from resq_tvm.schedules.space import TUNED, Knobs, as_sample, replay, stand_in, trace_of
+from resq_tvm.schedules.rules import decide
+from resq_tvm.schedules.signature import digest, kernel_of, signature
+from resq_tvm.schedules.space import TUNED, Knobs, as_sample, knobs, replay, stand_in, trace_of
 from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.schedules.tuning.fingerprint import FINGERPRINT_NAME, Fingerprint
+from resq_tvm.schedules.tuning.measured import Measured, winner
+from resq_tvm.targets.preset import Target
 
 WORKLOADS_NAME = "database_workload.json"
 RECORDS_NAME = "database_tuning_record.json"
 _LOCK_NAME = ".lock"
 
-# By how much a candidate must beat the heuristic: in the search, where each was measured at another
-# moment, and in a contest, where they took turns.
-UNPROVEN_MARGIN = 0.03
-PROVEN_MARGIN = 0.01
-
 
 @dataclass
-class Measured:
-    """All measurements of one decision.
+class _Task:
+    measured: dict[tuple[int, ...], Measured] = field(default_factory=dict)
+    failed: list[Decision] = field(default_factory=list)
 
-    Attributes
-    ----------
-    decision : Decision
-    runs : dict of int to list of float
-        Seconds per run: 0 is the search; 1, 2, … are contests, in which the best candidates and
-        the heuristic's decision took turns.
-    code : str
-        Digest of the program, where it is known.
-    """
-
-    decision: Decision
-    runs: dict[int, list[float]] = field(default_factory=dict)
-    code: str = ""
-
-    @property
-    def latest(self) -> int:
-        """The latest contest that it took part in; 0: none."""
-        return max(self.runs)
-
-    def seconds(self, contest: int | None = None) -> float:
-        """Return the median of a contest (0: of the search); of the latest by default."""
-        return statistics.median(self.runs[self.latest if contest is None else contest])
-
-
-def winner(measured: Sequence[Measured]) -> Measured:
-    """Return the best decision of a task; the heuristic's comes first in ``measured``.
-
-    After a contest, those count that took part in the latest one.
-    """
-    heuristic = measured[0]
-    contest = heuristic.latest
-    rivals = [m for m in measured if contest in m.runs]
-    best = min(rivals, key=lambda m: m.seconds(contest))
-    gain = 1 - best.seconds(contest) / heuristic.seconds(contest)
-    return best if gain > (PROVEN_MARGIN if contest else UNPROVEN_MARGIN) else heuristic
+    def note(self, decision: Decision, runs: list[float], contest: int, code: str) -> None:
+        entry = self.measured.setdefault(as_sample(decision), Measured(decision))
+        entry.runs[contest] = runs
+        entry.code = code or entry.code
 
 
 class Database:
@@ -99,7 +68,9 @@ class Database:
     def __init__(self, folder: Path, fingerprint: Fingerprint, *, read_only: bool = False) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         self._lock: Any = None
-        self._failed: dict[str, list[Decision]] = {}
+        self._signatures: dict[str, str] = {}
+        self._records: dict[str, list[Any]] = {}  # that were not replayed yet
+        self._tasks: dict[str, _Task] = {}
         if (folder / FINGERPRINT_NAME).exists():
             found = Fingerprint.read(folder)
             if found != fingerprint:
@@ -121,7 +92,7 @@ class Database:
                     self._database = _open(Path(copy))
             else:
                 self._database = _open(folder)
-            self._measured = self._read()
+            self._read()
         except ConfigError:
             raise
         except Exception as error:  # TVM raises several types for broken JSON
@@ -147,32 +118,46 @@ class Database:
             self._lock = None
 
     def __len__(self) -> int:
-        return sum(len(m.runs) for task in self._measured.values() for m in task.values())
+        return len(self._database)
 
-    def _read(self) -> dict[str, dict[tuple[int, ...], Measured]]:
-        tasks: dict[str, dict[tuple[int, ...], Measured]] = {}
+    def _read(self) -> None:
+        """Sort the records by task; they are replayed when they are asked for."""
+        keys: dict[Any, str] = {}
         for record in self._database.get_all_tuning_records():
-            module = record.workload.mod
-            key = digest(str(module["main"].attrs["resq.kernel"]))
-            decision, notes = replay(record.trace, module, _BASE)
+            workload = record.workload  # one object for all records of a task
+            if workload not in keys:
+                text = str(workload.mod["main"].attrs["resq.kernel"])
+                keys[workload] = digest(text)
+                self._signatures[keys[workload]] = text
+            self._records.setdefault(keys[workload], []).append(record)
+
+    def _task(self, key: str) -> _Task:
+        """Return all that is known of a task."""
+        task = self._tasks.setdefault(key, _Task())
+        for record in self._records.pop(key, ()):
+            decision, notes = replay(record.trace, record.workload.mod, _BASE)
             runs = [float(s) for s in record.run_secs or ()]
             if runs:
-                contest, code = int(notes.get("contest", 0)), str(notes.get("code", ""))
-                _note(tasks.setdefault(key, {}), decision, runs, contest, code)
+                task.note(decision, runs, int(notes.get("contest", 0)), str(notes.get("code", "")))
             else:
-                self._failed.setdefault(key, []).append(decision)
-        return tasks
+                task.failed.append(decision)
+        return task
 
     def failed(self, kernel: FusedKernel) -> list[Decision]:
         """Return the decisions that are on record as failures of a kernel's task."""
-        return self._failed.get(digest(signature(kernel)), [])
+        return self._task(digest(signature(kernel))).failed
+
+    def tried(self, kernel: FusedKernel) -> list[Decision]:
+        """Return all decisions that are on record for a kernel's task, failures too."""
+        task = self._task(digest(signature(kernel)))
+        return [*(m.decision for m in task.measured.values()), *task.failed]
 
     def measured(self, kernel: FusedKernel, heuristic: Decision) -> list[Measured]:
         """Return what was measured of a kernel's task, the heuristic's decision first.
 
         Empty if the heuristic was never measured: there is nothing to hold the others against.
         """
-        task = self._measured.get(digest(signature(kernel)), {})
+        task = self._task(digest(signature(kernel))).measured
         first = task.get(as_sample(heuristic))
         if first is None:
             return []
@@ -221,42 +206,46 @@ class Database:
         trace = trace_of(kernel, space, decision, contest=contest, code=code)
         record = ms.database.TuningRecord(trace, workload, list(seconds), target, arguments)
         self._database.commit_tuning_record(record)
+        text = signature(kernel)
+        self._signatures[digest(text)] = text
+        task = self._task(digest(text))
+        sampled = replace(decision, rule=TUNED)
         if seconds:
-            task = self._measured.setdefault(digest(signature(kernel)), {})
-            sampled, _ = replay(trace, module, _BASE)
-            _note(task, sampled, list(seconds), contest, code)
+            task.note(sampled, list(seconds), contest, code)
+        else:
+            task.failed.append(sampled)
 
-    def prune(self, folder: Path, tasks: Sequence[tuple[FusedKernel, Knobs, Decision]]) -> int:
-        """Write the heuristic's and the best decision's records of tasks to a new folder.
+    def prune(self, folder: Path, target: Target) -> int:
+        """Write the heuristic's and the best decision's times of every task to a new folder.
+
+        Of a record's runs the least, the median and the most are kept.
 
         Parameters
         ----------
         folder : Path
-        tasks : sequence
-            Kernel, space and the heuristic's decision of each.
+        target : Target
+            The fingerprint's.
 
         Returns
         -------
         int
-            How many of the tasks had been measured.
+            How many tasks were written.
         """
         made = Database(folder, self.fingerprint)
+        machine = tvm.target.Target(target.llvm)
         count = 0
-        for kernel, space, heuristic in tasks:
+        for text in self._signatures.values():
+            kernel = kernel_of(text, target)
+            heuristic = decide(kernel, target)
+            space = knobs(kernel, target, self.fingerprint.threads)
             found = self.measured(kernel, heuristic)
             count += bool(found)
             kept = {id(m): m for m in (found[0], winner(found))} if found else {}
             for entry in kept.values():
-                for contest in {0, found[0].latest} & set(entry.runs):
-                    made.add(
-                        kernel,
-                        space,
-                        entry.decision,
-                        entry.runs[contest],
-                        tvm.target.Target("llvm"),
-                        contest=contest,
-                        code=entry.code,
-                    )
+                contest = found[0].latest
+                runs = entry.runs[contest]
+                seconds = [min(runs), statistics.median(runs), max(runs)]
+                made.add(kernel, space, entry.decision, seconds, machine, contest=contest)
         made.close()
         return count
 
@@ -265,26 +254,16 @@ class Database:
 _BASE = Decision(TUNED, "")
 
 
-def _note(
-    task: dict[tuple[int, ...], Measured],
-    decision: Decision,
-    runs: list[float],
-    contest: int,
-    code: str,
-) -> None:
-    entry = task.setdefault(as_sample(decision), Measured(decision))
-    entry.runs[contest] = runs
-    entry.code = code or entry.code
-
-
 def _open(folder: Path) -> Any:
     return ms.database.JSONDatabase(str(folder / WORKLOADS_NAME), str(folder / RECORDS_NAME))
 
 
 def _mend(source: Path, destination: Path) -> None:
-    """Write both files without a torn last line."""
+    """Write both files without a torn last line; packed ones (``.gz``) unpacked."""
     for name in (WORKLOADS_NAME, RECORDS_NAME):
-        path = source / name
+        path, packed = source / name, source / f"{name}.gz"
+        if packed.exists():
+            (destination / name).write_bytes(gzip.decompress(packed.read_bytes()))
         if not path.exists():
             continue
         contents = path.read_bytes()
@@ -296,6 +275,16 @@ def _mend(source: Path, destination: Path) -> None:
                 whole = contents + b"\n"
         if whole != contents or source != destination:
             (destination / name).write_bytes(whole)
+
+
+def pack(folder: Path) -> None:
+    """Compress a folder of records that nothing will be added to."""
+    for name in (WORKLOADS_NAME, RECORDS_NAME):
+        contents = (folder / name).read_bytes()
+        # Without the time: equal records are equal files.
+        (folder / f"{name}.gz").write_bytes(gzip.compress(contents, mtime=0))
+        (folder / name).unlink()
+    (folder / _LOCK_NAME).unlink(missing_ok=True)
 
 
 def open_records(path: Path, fingerprint: Fingerprint) -> Database:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.space import as_sample
-from resq_tvm.schedules.tuning.database import Measured, winner
 from resq_tvm.schedules.tuning.job import Measurement
+from resq_tvm.schedules.tuning.measured import Measured, winner
 from resq_tvm.schedules.tuning.model import CostModel
 from resq_tvm.schedules.tuning.tasks import Task
 
@@ -28,8 +28,8 @@ class Search:
     task : Task
     measured : sequence of Measured
         What an earlier run left, the heuristic's decision first.
-    failed : sequence of Decision
-        What failed then.
+    tried : sequence of Decision
+        What was tried then, failures too.
     seed : int
     """
 
@@ -37,7 +37,7 @@ class Search:
         self,
         task: Task,
         measured: Sequence[Measured] = (),
-        failed: Sequence[Decision] = (),
+        tried: Sequence[Decision] = (),
         seed: int = 0,
     ) -> None:
         self.task = task
@@ -46,7 +46,7 @@ class Search:
         self.codes: dict[str, tuple[float, ...]] = {
             m.code: tuple(m.runs[0]) for m in measured if m.code and 0 in m.runs
         }
-        self._tried = {*self.measured, *(as_sample(d) for d in failed)}
+        self._tried = {*self.measured, *(as_sample(d) for d in tried)}
         self._random = random.Random(f"{seed} {task.key}")
         self._idle = 0
         self.potential = _FIRST_POTENTIAL

@@ -151,7 +151,7 @@ class Tuner:
         for task in tasks:
             pool.register(Subject(task.key, task.kernel, target, footprint))
             old = database.measured(task.kernel, task.heuristic)
-            search = Search(task, old, database.failed(task.kernel), seed)
+            search = Search(task, old, database.tried(task.kernel), seed)
             self.searches.append(search)
             anchor = json.dumps(json.loads(signature(task.kernel))["anchor"])
             self._anchors.setdefault(anchor, []).append(search)

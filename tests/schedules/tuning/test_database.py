@@ -14,11 +14,12 @@ from resq_tvm.schedules.tuning.database import (
     RECORDS_NAME,
     WORKLOADS_NAME,
     Database,
-    Measured,
     open_records,
-    winner,
+    pack,
 )
 from resq_tvm.schedules.tuning.fingerprint import FINGERPRINT_NAME, Fingerprint
+from resq_tvm.schedules.tuning.measured import Measured, winner
+from resq_tvm.targets.preset import get_target
 from tests.schedules.tuning.kernels import convolution, task
 
 HERE = Fingerprint("x86-generic", "Some CPU (R)")
@@ -153,15 +154,13 @@ def test_pruning_keeps_the_choice(tmp_path):
     for n in (0, 2, 3):
         seconds = [2e-3 - n * 1e-4] * 4
         made.add(one.kernel, one.space, one.decisions[n], seconds, MACHINE, contest=1)
-    other = task(o=48)
-    assert (
-        made.prune(
-            tmp_path / "p",
-            [(t.kernel, t.space, t.heuristic) for t in (one, other)],
-        )
-        == 1
-    )
+    assert made.prune(tmp_path / "p", get_target("auto")) == 1
     small = Database(tmp_path / "p", HERE, read_only=True)
-    assert len(small) == 4 < len(made)
+    assert len(small) == 2 < len(made)
     old, new = (d.best(one.kernel, one.heuristic) for d in (made, small))
     assert old is not None and new is not None and old.decision == new.decision
+    pack(tmp_path / "p")
+    assert sorted(p.suffix for p in (tmp_path / "p").iterdir()) == [".gz", ".gz", ".json"]
+    packed = Database(tmp_path / "p", HERE, read_only=True)
+    again = packed.best(one.kernel, one.heuristic)
+    assert again is not None and again.decision == old.decision

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir import Schedule
 
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules.rules import decide
@@ -89,16 +89,13 @@ def test_heuristics_beyond_the_space_replay():
     assert replay(trace, stand_in(kernel), decide(kernel, TARGET)) == (decision, {})
 
 
-def test_the_space_is_metaschedules():
+@pytest.mark.parametrize("seed", range(5))
+def test_the_space_can_be_sampled(seed):
     kernel = convolution()
     space = knobs(kernel, TARGET)
-    generator = ms.space_generator.ScheduleFn(
-        schedule_function(space), sch_rules=[], postprocs=[], mutator_probs={}
-    )
     module = stand_in(kernel)
-    context = ms.TuneContext(mod=module, target="llvm", space_generator=generator)
-    (design,) = context.generate_design_space()
-    decision, _ = replay(design.trace, module, decide(kernel, TARGET))
+    trace = schedule_function(space)(Schedule(module, seed=seed + 1)).trace
+    decision, _ = replay(trace, module, decide(kernel, TARGET))
     assert all(getattr(decision, name) in values for name, values in space.items())
 
 

@@ -77,8 +77,9 @@ def test_kernels_alike_are_one_task():
     kernels = [(convolution(n, o=32), w) for n, w in ((0, 1.0), (1, 3.0))]
     made = extract([*kernels, (convolution(o=64), 1.0)], TARGET)
     assert sorted((t.weight, len(t.names)) for t in made) == [(1.0, 1), (4.0, 2)]
-    assert made[0].macs == 6 * 9 * 64 * 16 * 9  # the heaviest first
-    assert describe(made[0].kernel) == "conv 3x3 16 > 6x9x64"
+    assert [t.macs for t in made] == [6 * 9 * 32 * 16 * 9, 6 * 9 * 64 * 16 * 9]
+    assert made[0].weight == 4.0  # what takes most of a period comes first
+    assert describe(made[1].kernel) == "conv 3x3 16 > 6x9x64"
     assert macs(convolution(o=32, channels=(32,), groups=32)) == 6 * 9 * 32 * 9
 
 
@@ -118,7 +119,8 @@ def test_more_trials_go_on(tmp_path):
     assert len(set(singles)) == len(singles)
     assert sum(r.trials for r in results) <= 160
     database = Database(tmp_path, HERE, read_only=True)
-    assert all(r.settled for r in results) and len(database) > 160  # contests are records, too
+    assert all(r.settled for r in results if r.best_s is not None)
+    assert len(database) > 160  # contests are records, too
 
 
 @pytest.mark.parametrize("after", [1, 5, 40, 77])
@@ -140,7 +142,7 @@ def test_failures_are_counted_and_not_tried_again(tmp_path):
     pool.fails = lambda job: "wrong" if job.decisions[0].tile_x == 3 else None
     tuner, results, _ = run(tmp_path, 200, pool)
     assert tuner.failures["wrong"] == sum(r.failures.get("wrong", 0) for r in results) > 0
-    assert all(r.best.tile_x != 3 for r in results)
+    assert all(r.best.tile_x != 3 for r in results if r.best_s is not None)
     _, _, again = run(tmp_path, 260)
     tried = {(j.task, as_sample(j.decisions[0])) for j in pool.jobs}
     assert not tried & {(j.task, as_sample(j.decisions[0])) for j in again.jobs if j.limit_s}
@@ -166,7 +168,7 @@ def test_equal_programs_are_measured_once(tmp_path):
     pool.same_code = True
     _, results, _ = run(tmp_path, 100, pool)
     measured = [j for j in pool.jobs if "one" not in j.known]
-    assert len({j.task for j in measured}) == len(results)
+    assert len({j.task for j in measured}) == sum(r.best_s is not None for r in results) > 1
     assert all(r.best == r.task.heuristic for r in results)
 
 
