@@ -204,7 +204,7 @@ def tune(
             make = partial(RpcDevice, rpc, threads)
             count = workers or rpc.boards()
         pin = rpc is None and threads == 1
-        with Pool(make, count, timeout_s, pin=pin) as pool:
+        with Pool(make, count, timeout_s, pin=pin, remote=rpc is not None) as pool:
             tuner = Tuner(
                 tasks,
                 preset,

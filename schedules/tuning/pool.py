@@ -17,7 +17,7 @@ from resq_tvm.errors import TuningError
 from resq_tvm.schedules.tuning.job import Job, Measurement, Subject
 from resq_tvm.schedules.tuning.worker import MakeDevice
 
-_START_S = 120.0  # until a worker has imported what it needs
+_START_S = 120.0  # until a worker has imported what it needs and has a device
 _MOST_LOSSES = 3  # of a device, before a job is given up
 
 
@@ -44,6 +44,9 @@ class Pool:
         Seconds for building, checking and timing one candidate.
     pin : bool
         Keep each worker to a CPU of its own.
+    remote : bool
+        Whether devices may vanish: a job that is not done in time is then given to another one
+        before it counts as failed, and workers may wait for a device while others work.
     """
 
     def __init__(
@@ -53,8 +56,10 @@ class Pool:
         timeout_s: float = 20.0,
         *,
         pin: bool = False,
+        remote: bool = False,
     ) -> None:
-        self._make, self._timeout = make_device, timeout_s
+        self._make, self._timeout, self._remote = make_device, timeout_s, remote
+        self._heard = time.monotonic()  # of any worker
         cpus = sorted(os.sched_getaffinity(0))
         self._cpus = [(cpus[i % len(cpus)],) if pin else () for i in range(workers)]
         self._subjects: dict[str, Subject] = {}
@@ -87,6 +92,7 @@ class Pool:
             Use only so many, so that measurements do not disturb each other.
         """
         pending = deque((job, 0) for job in jobs)
+        self._heard = time.monotonic()
         losses: dict[int, int] = {}
         active = range(min(workers or self.workers, self.workers, max(1, len(jobs))))
         try:
@@ -131,39 +137,52 @@ class Pool:
             try:
                 results = pipe.recv()
             except (EOFError, OSError):
-                job = slot.job
-                code = self._kill(i)
-                if job is None:
+                job, code = slot.job, self._kill(i)
+                if job is not None:
+                    message = f"the process ended ({code})"
+                    yield job, [Measurement(failure="crash", message=message)] * len(job.decisions)
+                elif code:  # otherwise it had no device, or lost it
                     raise TuningError(
-                        f"a tuning worker ended with exit code {code} before any work; run one "
-                        "candidate with --workers 1 and look at its messages"
+                        f"a tuning worker ended with exit code {code} before any work; see that "
+                        "python -m resq_tvm.schedules.tuning.worker can be started"
                     ) from None
-                failed = Measurement(failure="crash", message=f"the process ended ({code})")
-                yield job, [failed] * len(job.decisions)
                 continue
+            self._heard = time.monotonic()
             if results is None:
                 slot.ready = True
                 continue
             job, slot.job = slot.job, None
             assert job is not None
             lost = any(r.failure == "device" for r in results)
-            if lost and losses[id(job)] + 1 < _MOST_LOSSES:
-                pending.append((job, losses[id(job)] + 1))
-                continue
-            yield job, results
+            if lost:
+                slot.ready = False  # it ends
+            if not lost or not self._again(job, pending, losses):
+                yield job, results
         now = time.monotonic()
         for i, late in enumerate(self._slots):
-            if late is None:
+            if late is None or late.job is None:
                 continue
-            if late.job is not None and now - late.since > self._timeout * len(late.job.decisions):
-                job = late.job
+            job = late.job
+            if now - late.since > self._timeout * len(job.decisions):
                 self._kill(i)
-                message = f"not done after {self._timeout:g} s"
-                failed = Measurement(failure="timeout", message=message)
-                yield job, [failed] * len(job.decisions)
-            elif not late.ready and now - late.since > _START_S:
-                self._kill(i)
-                raise TuningError(f"a tuning worker did not start within {_START_S:g} s")
+                if not self._remote or not self._again(job, pending, losses):
+                    message = f"not done after {self._timeout:g} s"
+                    failed = Measurement(failure="timeout", message=message)
+                    yield job, [failed] * len(job.decisions)
+        if now - self._heard > max(_START_S, self._timeout) and not self._working():
+            raise TuningError(
+                f"no device could be opened within {_START_S:g} s; see that it is there and free"
+            )
+
+    def _again(self, job: Job, pending: deque[tuple[Job, int]], losses: dict[int, int]) -> bool:
+        """Put a job back whose device was lost; return whether that was done."""
+        if losses[id(job)] + 1 >= _MOST_LOSSES:
+            return False
+        pending.append((job, losses[id(job)] + 1))
+        return True
+
+    def _working(self) -> bool:
+        return any(s is not None and s.job is not None for s in self._slots)
 
     def _start(self, i: int) -> _Slot:
         # A fresh interpreter: forks of a process with TVM's threads may hang, and multiprocessing's

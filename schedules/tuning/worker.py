@@ -28,13 +28,11 @@ class Worker:
 
     Parameters
     ----------
-    make_device : callable
-        Opens the device; called at the first job, and again after it was lost.
+    device : Device
     """
 
-    def __init__(self, make_device: MakeDevice) -> None:
-        self._make = make_device
-        self._device: Device | None = None
+    def __init__(self, device: Device) -> None:
+        self._device = device
         self._key = ""
         self._scene: Scene | None = None
 
@@ -66,14 +64,11 @@ class Worker:
 
     def _run(self, subject: Subject, job: Job, programs: list[Built]) -> list[Measurement]:
         try:
-            if self._device is None:
-                self._device, self._scene = self._make(), None
             if self._scene is None or self._key != subject.key:
                 self._scene, self._key = Scene(subject.kernel), subject.key
                 self._device.load(self._scene, subject.footprint)
             ran = self._device.run(programs, job.repeats, job.limit_s)
         except DeviceLostError as error:
-            self._device = None
             return [Measurement(failure="device", message=_line(error))] * len(programs)
         except Exception as error:
             return [Measurement(failure="run", message=_line(error))] * len(programs)
@@ -87,18 +82,21 @@ class Worker:
 
 
 def serve(pipe: Connection) -> None:
-    """Answer jobs until the pipe closes.
+    """Answer jobs until the pipe closes or the device is lost.
 
     The pipe first gives how to open the device and the CPUs to stay on (none: any) and takes None
-    when ready; then it gives a `Subject` for each new task and `Job` objects, and takes a
-    list of `Measurement` for each of these.
+    when the device is there, which may be whenever a board is free; then it gives a `Subject` for
+    each new task and `Job` objects, and takes a list of `Measurement` for each of these.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     make_device, cpus = pipe.recv()
     if cpus:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, cpus)
-    worker = Worker(make_device)
+    try:
+        worker = Worker(make_device())
+    except DeviceLostError:
+        return
     subject: Subject | None = None
     pipe.send(None)
     while True:
@@ -110,7 +108,10 @@ def serve(pipe: Connection) -> None:
             subject = message
             continue
         assert subject is not None
-        pipe.send(worker.measure(subject, message))
+        results = worker.measure(subject, message)
+        pipe.send(results)
+        if any(r.failure == "device" for r in results):
+            return  # the next process asks for another one
 
 
 def _line(error: BaseException) -> str:

@@ -42,7 +42,7 @@ def qnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tuned_programs_are_the_same_function(qnet: Path, tmp_path: Path) -> None:
     net = resq.QuantizedNetwork.load(qnet)
-    report = tune(net, work_dir=tmp_path / "work", trials=100_000, workers=1)
+    report = tune(net, work_dir=tmp_path / "work", trials=250, workers=2)
     assert report.measured > 50 and report.failures == {}
     assert all(r.settled and r.gain >= 1 for r in report.results)
     assert report.gain >= 1 and report.roof is not None
@@ -198,12 +198,12 @@ def test_a_server_that_dies_is_survived(qnet: Path, tmp_path: Path) -> None:
         net = resq.QuantizedNetwork.load(qnet)
         report = tune(
             net, work_dir=tmp_path, trials=24, rpc=address, device="board", observe=kill,
-            timeout_s=60,
+            timeout_s=8,
         )  # fmt: skip
     assert killed and report.measured == 24
-    assert sum(report.failures.values()) <= 2  # what the dead board held, at most
+    assert report.failures == {}  # what the dead board held went to the other one
     assert report.fingerprint.device == "board" and report.roof is None
-    assert len(lines(tmp_path)) >= 22
+    assert len(lines(tmp_path)) >= 24
 
 
 def answers(port: int) -> bool:
