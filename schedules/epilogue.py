@@ -25,6 +25,7 @@ from resq_tvm.schedules.code import (
     vector_type,
 )
 from resq_tvm.schedules.context import LANES, Context, at, pad_channels
+from resq_tvm.schedules.ranges import node_ranges
 from resq_tvm.schedules.sparse import Tile
 from resq_tvm.schedules.spec import Node, Store, TensorSpec
 
@@ -41,6 +42,7 @@ class Epilogue:
         self.ctx = ctx
         self.code = ctx.code
         self.nodes = ctx.kernel.nodes
+        self.ranges = node_ranges(ctx.kernel)
         self.live = self.needed([s.node for s in ctx.kernel.stores])
         self.native_half = ctx.target.isa != "generic"
         self.vectors = {
@@ -151,6 +153,8 @@ class Epilogue:
                 values[i] = constant(node.value, "float32", lanes)
             elif node.op == "load":
                 values[i] = self.code.bind(self._load(node.name, y, x, c, lanes), "l")
+            elif (same := self._unchanged(i)) is not None:
+                values[i] = values[same]
             elif node.op == "gate":
                 new, key = (values[a] for a in node.args)
                 changed = self.changed(y, x, lanes)
@@ -159,6 +163,20 @@ class Epilogue:
                 args = [values[a] for a in node.args]
                 values[i] = self.code.bind(self._operation(node, args, lanes), "n")
         return values
+
+    def _unchanged(self, i: int) -> int | None:
+        """Return the argument that a maximum or minimum always is, if there is one."""
+        node = self.nodes[i]
+        if node.op not in ("max", "min"):
+            return None
+        a, b = node.args
+        greater, less = (a, b) if node.op == "max" else (b, a)
+        # Strictly: of two zeros of either sign the sign counts.
+        if bool(np.all(self.ranges[greater][0] > self.ranges[less][1])):
+            return a
+        if bool(np.all(self.ranges[less][0] > self.ranges[greater][1])):
+            return b
+        return None
 
     def changed(self, y: Expr, x: Expr, lanes: int) -> Expr:
         """Return whether the gate's map says that the pixel changed, for every lane."""
@@ -248,13 +266,19 @@ class Epilogue:
     def _quantize(self, node: Node, value: Expr, lanes: int) -> Expr:
         """Return the code as int32.
 
-        Clamping first is the same, since the limits are integers; then the addition of 1.5 · 2^23
-        rounds half to even and leaves the code in the low mantissa bits. The zero point is added
-        in the same go, so that a store is left with taking the low byte.
+        Clamping first is the same, since the limits are integers, and is left out where values
+        cannot be beyond; then the addition of 1.5 · 2^23 rounds half to even and leaves the code in
+        the low mantissa bits. The zero point is added in the same go, so that a store is left with
+        taking the low byte.
         """
         zero = self.ctx.kernel.code.zero_point
         scaled = vecmath.fence(value * constant(node.value, "float32", lanes), lanes)
-        clamped = vecmath.clamp(scaled, -node.limit, node.limit, lanes)
+        least, most = (bound * node.value for bound in self.ranges[node.args[0]])
+        clamped = scaled
+        if not bool(np.all(most <= node.limit)):
+            clamped = tirx.Min(clamped, constant(node.limit, "float32", lanes))
+        if not bool(np.all(least >= -node.limit)):
+            clamped = tirx.Max(clamped, constant(-node.limit, "float32", lanes))
         shifted = clamped + constant(vecmath.MAGIC + zero, "float32", lanes)
         bits = reinterpret(shifted, "int32", lanes)
         return bits - constant(_MAGIC_BITS + zero, "int32", lanes)
