@@ -54,6 +54,7 @@ def test_tuned_programs_are_the_same_function(qnet: Path, tmp_path: Path) -> Non
     plain = resq.compile(net, database="none", output=tmp_path / "p.resq")
     origins = [k.origin for k in tuned.manifest.kernels]
     assert HEURISTIC not in origins and any(o.startswith("record ") for o in origins)
+    assert not any(tuned.manifest.opaque.values())  # nothing between kernels, no layout is changed
     best = {r.task.names[0]: str(r.best) for r in report.results}
     found = {k.name: k.decision for k in tuned.manifest.kernels}
     assert {n: found[n] for n in best} == best
