@@ -16,6 +16,7 @@ os.environ.setdefault("TVM_NUM_THREADS", "1")
 import numpy as np
 import tvm
 
+from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.emit import emit
 from resq_tvm.schedules.rules import decide
 from resq_tvm.schedules.spec import (
@@ -140,10 +141,12 @@ def others(target: Target) -> dict[str, FusedKernel]:
     }  # fmt: skip
 
 
-def measure(kernel: FusedKernel, target: Target, seconds: float) -> dict[str, float | str]:
+def measure(
+    kernel: FusedKernel, target: Target, seconds: float, decision: Decision | None = None
+) -> dict[str, float | str]:
     """Compile and time one kernel; times in ms."""
     t0 = time.perf_counter()
-    decision = decide(kernel, target)
+    decision = decision or decide(kernel, target)
     func, constants = emit(kernel, decision, target)
     t1 = time.perf_counter()
     machine = tvm.target.Target(target.llvm)
@@ -178,15 +181,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a kernel's name")
     parser.add_argument("--peak", type=float, default=230.0, help="GMAC/s of the dot product")
     parser.add_argument("--seconds", type=float, default=0.3, help="per kernel")
+    parser.add_argument(
+        "--decision", help="instead of the rules', as resq-tvm tune --json tells it"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    given = Decision.from_json(args.decision) if args.decision else None
     target = get_target(args.target)
     jobs = {name: convolution(target, spec) for name, spec in CONVOLUTIONS.items()}
     jobs |= {name: (kernel, 0) for name, kernel in others(target).items()}
     for name, (kernel, macs) in jobs.items():
         if args.only not in name:
             continue
-        row = {"kernel": name, **measure(kernel, target, args.seconds)}
+        row = {"kernel": name, **measure(kernel, target, args.seconds, given)}
         if macs:
             row["gmacs"] = macs / float(row["ms"]) / 1e6
             row["share"] = row["gmacs"] / args.peak

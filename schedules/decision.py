@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from resq_tvm.errors import CompileError
+from resq_tvm.schedules.typed import read_fields
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,7 @@ class Decision:
             If the text is not a decision.
         """
         try:
-            decision = cls(**json.loads(text))
-            for name, value in asdict(decision).items():
-                if type(value).__name__ != cls.__annotations__[name]:
-                    raise TypeError(f"{name} is {value!r}")
+            decision = read_fields(cls, text)
         except (TypeError, ValueError) as error:
             raise CompileError(
                 f"decision {text!r} cannot be read ({error}); write one with Decision.to_json"

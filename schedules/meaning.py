@@ -55,6 +55,26 @@ def to_logical(spec: TensorSpec, array: Array, code_zero: int) -> Array:
     return inner
 
 
+def halo_is_zero(spec: TensorSpec, array: Array, code_zero: int) -> bool:
+    """Return whether the halo of a physical tensor holds the code of zero."""
+    top, left, _, _ = spec.halo
+    outside = np.ones(spec.shape, bool)
+    outside[:, top : top + spec.h, left : left + spec.w] = False
+    return bool((array[outside] == code_zero).all())
+
+
+def random_inputs(kernel: FusedKernel, rng: np.random.Generator) -> dict[str, Array]:
+    """Draw logical inputs: codes over the whole range, floats of several magnitudes."""
+    out: dict[str, Array] = {}
+    for spec in kernel.inputs:
+        shape = (spec.h, spec.w, spec.c)
+        if "int" in spec.dtype:
+            out[spec.name] = rng.integers(-127, 128, shape).astype(np.int32)
+        else:
+            out[spec.name] = (rng.standard_normal(shape) * 4).astype(spec.dtype)
+    return out
+
+
 def run(
     kernel: FusedKernel, inputs: dict[str, Array], changed: Array | None = None
 ) -> dict[str, Array]:

@@ -54,7 +54,8 @@ def _range(kernel: FusedKernel, node: Node, args: list[Range]) -> Range:
             vector = kernel.vectors[node.name].astype(np.float64)
             return vector, vector
         case "scalar":
-            return np.float64(node.value), np.float64(node.value)
+            scalar = np.asarray(node.value, np.float64)
+            return scalar, scalar
         case "quantize":
             return _symmetric(node.limit)
         case "max":

@@ -10,6 +10,7 @@ from pathlib import Path
 from resq_tvm.errors import ConfigError
 from resq_tvm.files import atomic_file
 from resq_tvm.schedules.signature import SCHEDULE_VERSION
+from resq_tvm.schedules.typed import read_fields
 
 FINGERPRINT_NAME = "fingerprint.json"
 
@@ -64,12 +65,7 @@ class Fingerprint:
         """
         path = folder / FINGERPRINT_NAME
         try:
-            fields = json.loads(path.read_text())
-            found = cls(**fields)
-            for name, value in asdict(found).items():
-                if type(value).__name__ != cls.__annotations__[name]:
-                    raise TypeError(f"{name} is {value!r}")
-            return found
+            return read_fields(cls, path.read_text())
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"records {str(folder)!r}: {FINGERPRINT_NAME} cannot be read ({error}); "

@@ -35,13 +35,7 @@ class Scene:
         self.kernel = kernel
         zero = kernel.code.zero_point
         rng = np.random.default_rng(zlib.crc32(kernel.name.encode()))
-        logical: dict[str, Array] = {}
-        for spec in kernel.inputs:
-            shape = (spec.h, spec.w, spec.c)
-            if "int" in spec.dtype:
-                logical[spec.name] = rng.integers(-127, 128, shape).astype(np.int32)
-            else:
-                logical[spec.name] = (rng.standard_normal(shape) * 4).astype(spec.dtype)
+        logical = meaning.random_inputs(kernel, rng)
         self.inputs = [meaning.to_physical(s, logical[s.name], zero) for s in kernel.inputs]
         self._expected = meaning.run(kernel, logical)
         self._exact = meaning.is_exact(kernel)
@@ -63,10 +57,7 @@ class Scene:
         """Return what is wrong with a candidate's outputs; empty if nothing is."""
         zero = self.kernel.code.zero_point
         for spec, array in zip(self.kernel.outputs, outputs, strict=True):
-            top, left, _, _ = spec.halo
-            outside = np.ones(spec.shape, bool)
-            outside[:, top : top + spec.h, left : left + spec.w] = False
-            if (array[outside] != zero).any():
+            if not meaning.halo_is_zero(spec, array, zero):
                 return f"{spec.name}: the halo is not the code of zero"
             got = meaning.to_logical(spec, array, zero)
             if wrong := self._wrong(got, self._expected[spec.name]):

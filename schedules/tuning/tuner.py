@@ -297,6 +297,8 @@ def describe(result: TaskResult) -> dict[str, Any]:
         "heuristic": str(result.task.heuristic),
         "heuristic_ms": None if result.heuristic_s is None else result.heuristic_s * 1e3,
         "best": str(result.best),
+        "change": result.task.heuristic.difference(result.best),
+        "decision": result.best.to_json(),
         "best_ms": None if result.best_s is None else result.best_s * 1e3,
         "gain": result.gain,
         "gmacs": result.gmacs,

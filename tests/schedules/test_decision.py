@@ -19,6 +19,14 @@ def test_prints_on_one_line():
     assert str(Decision("dot", "dot", 1, 4, 2, inner_o=True)) == "dot 1x4x2 inner-o parallel"
 
 
+def test_differences_are_told():
+    one = Decision("dot", "dot", 1, 4, 2, inner_o=True)
+    other = Decision("tuned", "dot", 1, 8, 2, inner_o=True, prefetch=2)
+    assert one.difference(other) == "tile_x 4 -> 8, prefetch 0 -> 2"
+    assert one.difference(one) == "the same"
+    assert str(other) == "tuned 1x8x2 inner-o prefetch-2 parallel"
+
+
 @pytest.mark.parametrize(
     "text,reason",
     [
@@ -28,6 +36,7 @@ def test_prints_on_one_line():
         ('{"rule": "dot", "method": "dot", "colour": 1}', "cannot be read"),
         ('{"rule": "dot", "method": "dot", "tile_x": "4"}', "cannot be read"),
         ('{"rule": "dot", "method": "dot", "tile_x": 0}', "empty tile"),
+        ('{"rule": "dot", "method": "dot", "prefetch": -1}', "backwards"),
     ],
 )
 def test_broken_decisions_are_refused(text, reason):

@@ -13,7 +13,6 @@ from tests.schedules.harness import (
     check,
     code_tensor,
     float_tensor,
-    random_inputs,
     target_or_skip,
 )
 from tests.schedules.test_conv import conv_of
@@ -60,7 +59,7 @@ def kernel_of_nodes(target, data, rng):
 def test_values_lie_within(data, seed):
     target, rng = target_or_skip("x86-generic"), np.random.default_rng(seed)
     kernel = kernel_of_nodes(target, data, rng)
-    inputs = random_inputs(kernel, rng)
+    inputs = meaning.random_inputs(kernel, rng)
     inputs["x0"] = rng.choice([-127, 0, 127], inputs["x0"].shape)
     ranges = node_ranges(kernel)
     for i in range(2, len(kernel.nodes)):
