@@ -80,21 +80,12 @@ class Pool:
         """Tell what the jobs of a task are about."""
         self._subjects[subject.key] = subject
 
-    def run(
-        self, jobs: Sequence[Job], workers: int | None = None
-    ) -> Iterator[tuple[Job, list[Measurement]]]:
-        """Yield jobs with what became of them, as they are done.
-
-        Parameters
-        ----------
-        jobs : sequence of Job
-        workers : int, optional
-            Use only so many, so that measurements do not disturb each other.
-        """
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, list[Measurement]]]:
+        """Yield jobs with what became of their candidates, as they are done."""
         pending = deque((job, 0) for job in jobs)
         self._heard = time.monotonic()
         losses: dict[int, int] = {}
-        active = range(min(workers or self.workers, self.workers, max(1, len(jobs))))
+        active = range(min(self.workers, len(jobs)))
         try:
             while pending or any(s is not None and s.job for s in self._slots):
                 for i in active:

@@ -24,6 +24,7 @@ from resq_tvm.schedules.tuning.tasks import Task
 from resq_tvm.targets.preset import Target
 
 BATCH = 16
+FIRST_BATCH = 8  # of a task: so that every task gets a measured schedule
 TRIALS_PER_TASK = 40
 FOOTPRINT = 24 << 20  # bytes, where the network's is not known
 _REPEATS = 12
@@ -182,7 +183,7 @@ class Tuner:
             jobs: list[Job] = []
             room = trials - self.measured
             for search in self._most_urgent():
-                count = min(BATCH, room - len(jobs))
+                count = min(BATCH if search.trials else FIRST_BATCH, room - len(jobs))
                 if count <= 0 or len(jobs) >= BATCH * self.pool.workers:
                     break
                 chosen = search.propose(count, self._model, self._hints(search))
@@ -202,7 +203,9 @@ class Tuner:
             self._give_up_if_nothing_works()
 
     def _most_urgent(self) -> list[Search]:
-        return sorted((s for s in self.searches if not s.done), key=lambda s: -s.urgency)
+        """Return the searches that go on, those first that nobody looked at."""
+        left = (s for s in self.searches if not s.done)
+        return sorted(left, key=lambda s: (s.trials > 0, -s.urgency))
 
     def _hints(self, search: Search) -> list[Decision]:
         anchor = json.dumps(json.loads(signature(search.task.kernel))["anchor"])

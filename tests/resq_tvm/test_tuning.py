@@ -82,6 +82,13 @@ def test_an_artifact_is_tuned_alike(qnet: Path, tmp_path: Path) -> None:
     assert result["measured"] == 40 and result["failures"] == {}
     again = tune(net, work_dir=tmp_path / "work", trials=40)  # the same tasks: all is on record
     assert again.measured == 0
+    told = subprocess.run(
+        [sys.executable, "-m", "resq_tvm.cli", "tune", tmp_path / "net.resq", "--work-dir",
+         tmp_path / "work", "--trials", "44"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "geometric mean gain" in told.stdout and "conv 3x3" in told.stdout
+    assert "tasks with" in told.stderr and "GMAC/s" in told.stderr and "ETA" in told.stderr
     with pytest.raises(ConfigError, match="is for target"):
         tune(tmp_path / "net.resq", "x86-generic", work_dir=tmp_path / "work")
     (tmp_path / "net.resq" / "kernels.json").write_text("{}")
