@@ -30,7 +30,7 @@ def test_round_trip(folder: Path) -> None:
     assert manifest == Manifest.read(folder)
     assert (manifest.scheme, manifest.period, manifest.state_bytes) == ("W8A8->W8A4", 3, 720)
     assert manifest.versions == Versions.installed()
-    assert set(manifest.files) == {"library.so", "params.safetensors"}
+    assert set(manifest.files) == {"library.so", "params.safetensors", "kernels.json"}
     assert [p.name for p in manifest.params] == ["bias"]
 
 
