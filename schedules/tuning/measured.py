@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.space import as_sample
 
 # By how much a candidate must beat the heuristic: in the search, where each was measured at another
 # moment, and in a contest, where they took turns.
@@ -50,6 +51,7 @@ def winner(measured: Sequence[Measured]) -> Measured:
     heuristic = measured[0]
     contest = heuristic.latest
     rivals = [m for m in measured if contest in m.runs]
-    best = min(rivals, key=lambda m: m.seconds(contest))
+    # Of equal times the same one wins, in whatever order the records come.
+    best = min(rivals, key=lambda m: (m.seconds(contest), as_sample(m.decision)))
     gain = 1 - best.seconds(contest) / heuristic.seconds(contest)
     return best if gain > (PROVEN_MARGIN if contest else UNPROVEN_MARGIN) else heuristic

@@ -41,7 +41,8 @@ class Roof:
         """Return the least time of a task's kernel: its multiplications, or its cold bytes.
 
         Cold is what `resq_tvm.schedules.tuning.scenes` says: state and weights in, state and
-        codes out; the codes that a convolution reads are in the cache.
+        codes out; the codes that a convolution reads are in the cache. Where a small network fits
+        into the caches as a whole, its kernels may be faster than this.
         """
         kernel = task.kernel
         anchor = kernel.anchor

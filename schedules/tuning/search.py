@@ -157,7 +157,7 @@ class Search:
             return []
         chosen = [heuristic]
         others = (m for m in self.measured.values() if m is not heuristic and 0 in m.runs)
-        for entry in sorted(others, key=lambda m: m.seconds(0)):
+        for entry in sorted(others, key=lambda m: (m.seconds(0), as_sample(m.decision))):
             if len(chosen) <= FINALISTS and all(m.code != entry.code for m in chosen):
                 chosen.append(entry)
         return chosen

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,12 @@ def test_what_wins():
     assert winner([proven, lucky]) is proven
     again = entry(0, 1.0, 1.1, 0.9)
     assert winner([again, entry(1, 0.8, 0.5), entry(2, 0.8, 1.0, 0.8)]).decision == true.decision
+
+
+def test_equal_times_have_one_winner():
+    rivals = [entry(1, 0.5), entry(2, 0.5), entry(3, 0.5)]
+    found = {winner([entry(0, 1.0), *order]).decision for order in permutations(rivals)}
+    assert len(found) == 1
 
 
 def test_pruning_keeps_the_choice(tmp_path):
