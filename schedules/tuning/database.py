@@ -200,11 +200,9 @@ class Database:
         code : str
             Digest of the program.
         """
-        module = stand_in(kernel)
-        workload = self._database.commit_workload(module)
-        arguments = ms.arg_info.ArgInfo.from_prim_func(module["main"])
+        workload = self._database.commit_workload(stand_in(kernel))
         trace = trace_of(kernel, space, decision, contest=contest, code=code)
-        record = ms.database.TuningRecord(trace, workload, list(seconds), target, arguments)
+        record = ms.database.TuningRecord(trace, workload, list(seconds), target, [])
         self._database.commit_tuning_record(record)
         text = signature(kernel)
         self._signatures[digest(text)] = text

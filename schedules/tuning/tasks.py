@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.rules import decide
 from resq_tvm.schedules.signature import digest, signature
 from resq_tvm.schedules.space import Knobs, candidates, knobs, tunable
 from resq_tvm.schedules.spec import Conv, FusedKernel
@@ -78,7 +75,7 @@ def describe(kernel: FusedKernel) -> str:
         return f"{type(anchor).__name__.lower()} {plane}"
     _, kh, kw, c = anchor.weight.shape
     kind = "depthwise" if anchor.depthwise else "conv"
-    source = "" if anchor.depthwise else f" {int(np.prod([c, anchor.groups]))}"
+    source = "" if anchor.depthwise else f" {c * anchor.groups}"
     stride = f" /{anchor.in_stride[0]}" if anchor.in_stride != (1, 1) else ""
     up = f" x{anchor.out_stride[0]}" if anchor.out_stride != (1, 1) else ""
     return f"{kind} {kh}x{kw}{source} > {plane}{stride}{up}"
@@ -113,8 +110,3 @@ def extract(
         for text, group in groups.items()
     ]
     return sorted(tasks, key=lambda t: -t.macs * t.weight)
-
-
-def heuristic_only(kernels: Iterable[FusedKernel], target: Target) -> list[tuple[str, Decision]]:
-    """Return the kernels without a choice, and their decisions."""
-    return [(k.name, decide(k, target)) for k in kernels if not tunable(k, target)]

@@ -147,7 +147,8 @@ class Tuner:
         self._begun = time.perf_counter()
         self.measured = 0  # in this run
         self._learned: set[tuple[str, Decision]] = set()
-        self._anchors: dict[str, list[Search]] = {}
+        self._alike: dict[str, list[Search]] = {}  # task → searches of the same convolution
+        anchors: dict[str, list[Search]] = {}
         self.searches = []
         for task in tasks:
             pool.register(Subject(task.key, task.kernel, target, footprint))
@@ -155,7 +156,8 @@ class Tuner:
             search = Search(task, old, database.tried(task.kernel), seed)
             self.searches.append(search)
             anchor = json.dumps(json.loads(signature(task.kernel))["anchor"])
-            self._anchors.setdefault(anchor, []).append(search)
+            self._alike[task.key] = anchors.setdefault(anchor, [])
+            self._alike[task.key].append(search)
             self._learn_all(search)
 
     @property
@@ -208,8 +210,7 @@ class Tuner:
         return sorted(left, key=lambda s: (s.trials > 0, -s.urgency))
 
     def _hints(self, search: Search) -> list[Decision]:
-        anchor = json.dumps(json.loads(signature(search.task.kernel))["anchor"])
-        others = (s.best for s in self._anchors[anchor] if s is not search)
+        others = (s.best for s in self._alike[search.task.key] if s is not search)
         return [m.decision for m in others if m is not None]
 
     def _note(
@@ -255,9 +256,9 @@ class Tuner:
             self._tell("contest", search, done, len(jobs))
 
     def _tell(self, stage: str, search: Search, done: int, total: int) -> None:
-        seconds = time.perf_counter() - self._begun
+        failures = dict(self.failures)
         self._observe(
-            Progress(stage, search.task, done, total, seconds, dict(self.failures), self.results)
+            Progress(stage, search.task, done, total, self.seconds, failures, self.results)
         )
 
     def _give_up_if_nothing_works(self) -> None:
