@@ -100,8 +100,8 @@ def tune(
     """Measure schedules for MODEL's kernels and keep them for 'compile --database'.
 
     Ctrl-C, or worse, loses no finished measurement: the same command goes on. MODEL may be a .qnet
-    folder or an artifact OUT.resq; otherwise it is calibrated on whatever there is, since times do
-    not depend on scales.
+    folder or an artifact OUT.resq; otherwise it is calibrated, on generated frames by default, since
+    times do not depend on scales.
     """
     from resq_tvm.files import check_writable
     from resq_tvm.processing.config import load_processing
@@ -144,7 +144,7 @@ def tune(
         source, _ = obtain_qnet(
             console,
             model,
-            calibration=calibration,
+            calibration=calibration or "random",
             calibration_frames=calibration_frames or (None if calibration else "4"),
             crop=crop,
             scheme=scheme,

@@ -96,6 +96,11 @@ def test_an_artifact_is_tuned_alike(qnet: Path, tmp_path: Path) -> None:
         tune(tmp_path / "net.resq", work_dir=tmp_path / "work")
 
 
+def test_a_model_needs_no_clip(tmp_path: Path) -> None:
+    result = command("tune", "zoo:tiny_seg", "--work-dir", tmp_path, "--trials", 8)
+    assert result["measured"] == 8 and result["failures"] == {}
+
+
 def test_records_of_another_device_are_refused(qnet: Path, tmp_path: Path) -> None:
     net = resq.QuantizedNetwork.load(qnet)
     tune(net, work_dir=tmp_path, trials=2, workers=1, device="my board")
