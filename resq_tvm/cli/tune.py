@@ -100,7 +100,7 @@ def tune(
     """Measure schedules for MODEL's kernels and keep them for 'compile --database'.
 
     Ctrl-C, or worse, loses no finished measurement: the same command goes on. MODEL may be a .qnet
-    folder or an artifact OUT.resq; otherwise it is calibrated, on generated frames by default, since
+    folder or an artifact OUT.resq; otherwise it is calibrated, on generated frames by default:
     times do not depend on scales.
     """
     from resq_tvm.files import check_writable
