@@ -29,6 +29,7 @@ from resq_tvm.passes.fuse import plane_of
 from resq_tvm.passes.graph import Graph, is_linear_layer, op_name, recall, shape_of
 from resq_tvm.passes.kernel_spec import Thresholds, read_kernel
 from resq_tvm.passes.layouts import Plan, agree_on_state, renamed
+from resq_tvm.passes.limits import CodeLimits
 from resq_tvm.schedules.choice import Decider, by_rules
 from resq_tvm.schedules.context import input_maps, output_maps
 from resq_tvm.schedules.decision import Decision
@@ -165,6 +166,7 @@ class _Writer:
         """Ask the schedules for a PrimFunc per composite call."""
         plan = self.plan
         read: list[tuple[Any, Any, FusedKernel]] = []
+        limits = CodeLimits()
         for var, call in plan.composite_calls():
             func = plan.composite(call)
             reads = [plan.spec(a) for a in call.args]
@@ -173,6 +175,8 @@ class _Writer:
             kernel = read_kernel(
                 call.op.name_hint, func, reads, exports, self.target.code, self.thresholds
             )
+            if self.target.arm:
+                kernel = limits.apply(kernel, list(call.args), plan.results(var))
             if self.workspace is not None:
                 kernel = self.workspace.plan(kernel, len(read), list(call.args), plan.results(var))
             read.append((var, func, kernel))

@@ -35,6 +35,7 @@ from resq_tvm.manifest import (
 )
 from resq_tvm.processing.config import ProcessingConfig
 from resq_tvm.targets.preset import cpu_features
+from resq_tvm.targets.toolchain import export_options, is_foreign
 
 if TYPE_CHECKING:
     from resq_tvm.compiler import Compiled
@@ -45,13 +46,42 @@ class Artifact:
 
     Several sessions may share one artifact, in several threads: the library and the parameters
     are only read, and every session makes its own virtual machine on them (under 1 ms).
+
+    What was just compiled for a machine of another architecture has a manifest only
+    (``runs_here`` is False): it runs on a board (docs/deploy.md).
     """
 
-    def __init__(self, path: Path, manifest: Manifest, library: Any, params: Any) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, library: Any = None, params: Any = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
-        self.library = library
-        self.params = params
+        self._library = library
+        self._params = params
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the library is loaded."""
+        return self._library is not None
+
+    @property
+    def library(self) -> Any:
+        """The loaded library."""
+        self._require()
+        return self._library
+
+    @property
+    def params(self) -> Any:
+        """The parameters as TVM takes them."""
+        self._require()
+        return self._params
+
+    def _require(self) -> None:
+        if self._library is None:
+            raise TargetError(
+                f"artifact {str(self.path)!r} is for target {self.manifest.target.name}, which "
+                "is another architecture's; run it on a board (docs/deploy.md)"
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Artifact:
@@ -212,13 +242,16 @@ def write_artifact(
         If the folder cannot be written or is something else than an artifact.
     CompileError
         If the system's C++ compiler, which links the library, is missing or fails.
+    TargetError
+        If the target is another architecture's and its cross compiler is missing.
     """
     if output is None:
         output = Path(tempfile.mkdtemp(prefix="resq-")) / "network.resq"
+    target = compiled.target
     with atomic_folder(output, MANIFEST_NAME) as folder:
         library = folder / LIBRARY_NAME
         try:
-            compiled.executable.export_library(str(library))
+            compiled.executable.export_library(str(library), **export_options(target))
         except (RuntimeError, ValueError, OSError) as error:
             raise CompileError(
                 f"linking {LIBRARY_NAME} failed ({str(error).strip().splitlines()[0]}); "
@@ -230,6 +263,8 @@ def write_artifact(
         files = (LIBRARY_NAME, PARAMS_NAME, KERNELS_NAME)
         manifest = _manifest(compiled, processing, folder, files)
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    if is_foreign(target):
+        return Artifact(Path(output), manifest)
     return Artifact.load(output)
 
 

@@ -42,6 +42,7 @@ class Compiled:
     info: dict[str, Any]
     lowered: Lowered
     kernels: dict[str, Any]
+    target: Target
 
 
 def compile(
@@ -179,9 +180,8 @@ def build(
         "bops": report.totals(),
         "options": {**qnet.options, "state_dtype": state_dtype},
     }
-    return Compiled(
-        executable, lowered.params, info, lowered, tunable_kernels(lowered, preset, qnet.period)
-    )
+    kernels = tunable_kernels(lowered, preset, qnet.period)
+    return Compiled(executable, lowered.params, info, lowered, kernels, preset)
 
 
 def lower_network(

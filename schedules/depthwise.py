@@ -16,8 +16,9 @@ from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
 
 
-def emit_depthwise(ctx: Context) -> None:
+def emit_depthwise(ctx: Context, kind: type[DepthwiseBlock] | None = None) -> None:
     """Emit a depthwise convolution with its epilogue."""
+    kind = kind or DepthwiseBlock
     anchor = ctx.kernel.anchor
     assert isinstance(anchor, Conv)
     epilogue = Epilogue(ctx)
@@ -27,7 +28,7 @@ def emit_depthwise(ctx: Context) -> None:
         if rows <= 0 or columns <= 0:
             continue
         width = min(ctx.decision.tile_x, columns)
-        blocks = [_Block(ctx, epilogue, phase, b, width) for b in ctx.channel_blocks(1)]
+        blocks = [kind(ctx, epilogue, phase, b, width) for b in ctx.channel_blocks(1)]
         if ctx.kernel.sparse is not None:
             windows = partial(convolution, ctx.kernel, phase, height=1, width=width)
             lie = (anchor.out_stride, (phase.oy, phase.ox))
@@ -46,7 +47,7 @@ def emit_depthwise(ctx: Context) -> None:
                 block.work(o, i, overlap(t, width, columns))
 
 
-class _Block:
+class DepthwiseBlock:
     """One phase on one run of channel vectors, ``width`` pixels at a time."""
 
     def __init__(
@@ -70,8 +71,7 @@ class _Block:
             acc.append(code.allocate(LANES, "int32"))
             code.store(acc[-1], [0], constant(0, "int32", LANES), LANES)
         with nullcontext() if active is None else code.when(active != 0):
-            for segment in self.segments:
-                self._reduce(segment, acc, o, i, x0, c)
+            self.reduce(acc, o, i, x0, c)
         (lanes,) = self.block.lanes
         sy, sx = self.anchor.out_stride
         self.epilogue.tile(
@@ -81,6 +81,11 @@ class _Block:
             c,
             lanes,
         )
+
+    def reduce(self, acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr) -> None:
+        """Add all products to the accumulators of a tile."""
+        for segment in self.segments:
+            self._reduce(segment, acc, o, i, x0, c)
 
     def _reduce(self, s: Segment, acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr) -> None:
         code, kernel = self.ctx.code, self.ctx.kernel

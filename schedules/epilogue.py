@@ -106,7 +106,33 @@ class Epilogue:
         spill = self.code.allocate(LANES * len(acc), "int32", "spill")
         for n, buffer in enumerate(acc):
             self.code.store(spill, [n * LANES], load(buffer, [0], LANES), LANES)
-        for i in range(len(acc) // columns):
+        self._rows(spill, (len(acc) // columns, columns), position, c, lanes)
+
+    def spilled(
+        self,
+        spill: Any,
+        shape: tuple[int, int],
+        position: Callable[[int, Expr], tuple[Expr, Expr]],
+        c: Expr,
+        lanes: int,
+    ) -> None:
+        """Evaluate the nodes on a tile of ``shape`` whose accumulators are in memory.
+
+        ``spill`` holds int32 [pixel][16]; other parameters as of `tile`.
+        """
+        self.channels(c, lanes)
+        self._rows(spill, shape, position, c, lanes)
+
+    def _rows(
+        self,
+        spill: Any,
+        shape: tuple[int, int],
+        position: Callable[[int, Expr], tuple[Expr, Expr]],
+        c: Expr,
+        lanes: int,
+    ) -> None:
+        rows, columns = shape
+        for i in range(rows):
             with self.code.loop(columns, "j") as j:
                 y, x = position(i, j)
                 value = load(spill, [(j + i * columns) * LANES], lanes)

@@ -64,12 +64,14 @@ def halo_is_zero(spec: TensorSpec, array: Array, code_zero: int) -> bool:
 
 
 def random_inputs(kernel: FusedKernel, rng: np.random.Generator) -> dict[str, Array]:
-    """Draw logical inputs: codes over the whole range, floats of several magnitudes."""
+    """Draw logical inputs: codes over their whole range, floats of several magnitudes."""
+    anchor = kernel.anchor
+    most = anchor.limits[0] if isinstance(anchor, Conv) and anchor.limits is not None else 127
     out: dict[str, Array] = {}
     for spec in kernel.inputs:
         shape = (spec.h, spec.w, spec.c)
         if "int" in spec.dtype:
-            out[spec.name] = rng.integers(-127, 128, shape).astype(np.int32)
+            out[spec.name] = rng.integers(-most, most + 1, shape).astype(np.int32)
         else:
             out[spec.name] = (rng.standard_normal(shape) * 4).astype(spec.dtype)
     return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from resq_tvm.schedules.arm.schemes import choose
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.spec import Conv, FusedKernel, Phase
 from resq_tvm.targets.preset import Target
@@ -15,7 +16,10 @@ from resq_tvm.targets.preset import Target
 _SMALL_WEIGHT = 16 << 10  # bytes: half of the first cache level
 
 # 16-lane accumulators of a tile: with more, LLVM spills some (found with benchmarks/kernels.py).
-_ACCUMULATORS = {"avx512-vnni": 16, "avx2": 4, "generic": 4}
+_ACCUMULATORS = {
+    "avx512-vnni": 16, "avx2": 4, "generic": 4, "neon": 4, "neon-dot": 4, "neon-i8mm": 4,
+}  # fmt: skip
+_ARM_PIXELS = 4  # times 4 outputs (16 with sdot): 16 vectors of accumulators
 _MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
 
 Rule = Callable[[FusedKernel, Target], Decision | None]
@@ -76,7 +80,22 @@ def depthwise(kernel: FusedKernel, target: Target) -> Decision | None:
     anchor = kernel.anchor
     if not isinstance(anchor, Conv) or not anchor.depthwise or len(anchor.inputs) > 1:
         return None
+    if target.arm and max((len(p.taps) for p in anchor.phases), default=0) <= _MANY_TAPS:
+        return Decision("depthwise", "narrow", tile_x=4)
     return Decision("depthwise", "taps", tile_x=4 if target.isa == "avx512-vnni" else 2)
+
+
+def arm(kernel: FusedKernel, target: Target) -> Decision | None:
+    """Dense convolutions on ARM: the scheme that pays on the core, four pixels at a time."""
+    anchor = kernel.anchor
+    if not isinstance(anchor, Conv) or not target.arm:
+        return None
+    scheme, rule = choose(kernel, target)
+    rows, columns = phase_plane(kernel, anchor)
+    tile_x = min(_ARM_PIXELS, columns)
+    tile_y = 1 if tile_x > 2 else min(rows, _ARM_PIXELS // tile_x)
+    inner = anchor.weight.size <= _SMALL_WEIGHT
+    return Decision(rule, scheme, tile_y, tile_x, inner_o=inner)
 
 
 def dot(kernel: FusedKernel, target: Target) -> Decision | None:
@@ -126,7 +145,7 @@ def lanes(kernel: FusedKernel, target: Target) -> Decision | None:
     return Decision("lanes", "lanes")
 
 
-RULES: tuple[Rule, ...] = (interleave, depthwise, dot, lanes)
+RULES: tuple[Rule, ...] = (interleave, depthwise, arm, dot, lanes)
 
 
 def decide(kernel: FusedKernel, target: Target) -> Decision:

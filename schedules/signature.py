@@ -49,6 +49,8 @@ def signature(kernel: FusedKernel) -> str:
         return item
 
     anchor = {"kind": type(kernel.anchor).__name__, **value(kernel.anchor)}
+    if anchor.get("limits") is None:  # of targets that do not ask
+        anchor.pop("limits", None)
     nodes = [
         [n.op, list(n.args), names.get(n.name, ""), n.limit if n.op == "quantize" else 0]
         for n in kernel.nodes
@@ -99,15 +101,18 @@ def _restored(document: dict[str, Any], target: Target) -> FusedKernel:
     if anchored["kind"] != "Conv":
         raise ValueError(f"its anchor is a {anchored['kind']}")
     _, *shape = anchored["weight"]
+    limits = tuple(anchored["limits"]) if "limits" in anchored else None
+    most = limits[1] if limits is not None else 127
     anchor = Conv(
         tuple(anchored["inputs"]),
-        rng.integers(-127, 128, shape).astype(np.int8),
+        rng.integers(-most, most + 1, shape).astype(np.int8),
         tuple(
             Phase(p["oy"], p["ox"], tuple(tuple(t) for t in p["taps"])) for p in anchored["phases"]
         ),
         tuple(anchored["in_stride"]),
         tuple(anchored["out_stride"]),
         int(anchored["groups"]),
+        limits,
     )
     nodes, vectors = [], {}
     for n, (op, args, name, limit) in enumerate(document["nodes"]):

@@ -35,7 +35,9 @@ _NOTE = "resq.note."
 _SAMPLED = ("tile_y", "tile_x", "tile_o", "inner_o", "parallel", "prefetch")
 
 # 16-lane accumulators of a candidate at most. Beyond these, LLVM keeps most on the stack.
-_MOST = {"avx512-vnni": 24, "avx2": 8, "generic": 8}
+_MOST = {
+    "avx512-vnni": 24, "avx2": 8, "generic": 8, "neon": 8, "neon-dot": 8, "neon-i8mm": 8,
+}  # fmt: skip
 
 
 def tunable(kernel: FusedKernel, target: Target) -> bool:

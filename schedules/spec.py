@@ -95,6 +95,9 @@ class Conv:
 
     ``weight`` is int8 ``(O, kh, kw, I)`` (for depthwise: ``(C, kh, kw, 1)``, ``groups == C``; for
     grouped convolutions I is per group).
+
+    ``limits`` are the largest magnitudes that a code and a weight of this precision can have, where
+    the target's kernels depend on them; None elsewhere.
     """
 
     inputs: tuple[str, ...]
@@ -103,6 +106,7 @@ class Conv:
     in_stride: tuple[int, int]
     out_stride: tuple[int, int]
     groups: int = 1
+    limits: tuple[int, int] | None = None
 
     @property
     def depthwise(self) -> bool:

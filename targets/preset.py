@@ -31,7 +31,8 @@ class Target:
     name : str
         The preset's name.
     isa : str
-        ``"avx512-vnni"``, ``"avx2"`` or ``"generic"``: which kernel rules apply.
+        ``"avx512-vnni"``, ``"avx2"``, ``"generic"``, ``"neon"`` (ARMv8.0), ``"neon-dot"`` (with
+        dot products) or ``"neon-i8mm"`` (and matrix products): which kernel rules apply.
     mcpu : str
         LLVM's name of the feature level.
     mattr : tuple of str
@@ -44,6 +45,10 @@ class Target:
         32-bit lanes of one vector register.
     code : CodeFormat
         How quantized activations are stored.
+    triple : str
+        LLVM's name of the platform; empty: this machine's.
+    core : str
+        The core whose timing the rules and the emulated board know; empty: none.
     """
 
     name: str
@@ -54,14 +59,46 @@ class Target:
     registers: int
     register_lanes: int
     code: CodeFormat
+    triple: str = ""
+    core: str = ""
+
+    @property
+    def arm(self) -> bool:
+        """Whether this is a 64-bit ARM core: its kernels depend on how large codes may be."""
+        return self.isa.startswith("neon")
+
+    @property
+    def architecture(self) -> str:
+        """Return the machine's architecture as ``uname -m`` spells it."""
+        return "aarch64" if self.arm else "x86_64"
 
     @property
     def llvm(self) -> dict[str, Any]:
         """The dictionary that ``tvm.target.Target`` takes."""
         target: dict[str, Any] = {"kind": "llvm", "mcpu": self.mcpu}
+        if self.triple:
+            target["mtriple"] = self.triple
         if self.mattr:
             target["mattr"] = list(self.mattr)
         return target
+
+
+def _arm(
+    core: str, isa: str, features: tuple[str, ...] = (), mattr: tuple[str, ...] = ()
+) -> Target:
+    """Return the preset of a 64-bit ARM core under Linux."""
+    return Target(
+        name=core,
+        isa=isa,
+        mcpu=core,
+        mattr=mattr,
+        features=("fp", "asimd", *features),
+        registers=32,
+        register_lanes=4,
+        code=CodeFormat("int8", 0),
+        triple="aarch64-linux-gnu",
+        core=core,
+    )
 
 
 # prefer-256-bit is Intel's default below Sapphire Rapids; the 512-bit dot products are written out
@@ -103,6 +140,14 @@ PRESETS = {
             register_lanes=4,
             code=CodeFormat("int8", 0),
         ),
+        # The best first: "auto" takes the first that fits. LLVM knows a core's other features by
+        # its name; those that it may use by itself are listed.
+        _arm("cortex-a710", "neon-i8mm", ("asimddp", "asimdhp", "i8mm"), ("-sve", "-sve2")),
+        _arm("cortex-a76", "neon-dot", ("asimddp", "asimdhp", "atomics")),
+        _arm("cortex-a55", "neon-dot", ("asimddp", "asimdhp", "atomics")),
+        _arm("cortex-a72", "neon"),
+        # LLVM's latency heuristic for in-order cores hoists more products than there are registers.
+        _arm("cortex-a53", "neon", mattr=("+disable-latency-sched-heuristic",)),
     )
 }  # fmt: skip
 
@@ -118,6 +163,26 @@ def cpu_features() -> frozenset[str]:
         if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
+
+
+# Of the CPUs that Arm Ltd. (implementer 0x41) designed, as the Linux kernel spells them.
+_PARTS = {
+    "0xd03": "cortex-a53", "0xd05": "cortex-a55", "0xd08": "cortex-a72", "0xd0b": "cortex-a76",
+    "0xd47": "cortex-a710",
+}  # fmt: skip
+
+
+@cache
+def cpu_cores() -> tuple[str, ...]:
+    """Return the ARM cores of this CPU that presets are named for, the most capable last."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ()
+    parts = {
+        line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("CPU part")
+    }
+    return tuple(core for part, core in _PARTS.items() if part in parts)
 
 
 def missing_features(target: Target) -> tuple[str, ...]:
@@ -142,9 +207,10 @@ def get_target(name: str = "auto") -> Target:
         if name not in PRESETS:
             raise TargetError(f"target {name!r} is unknown; use auto, {', '.join(PRESETS)}")
         return PRESETS[name]
-    for preset in PRESETS.values():
-        if not missing_features(preset):
-            return preset
+    fitting = [preset for preset in PRESETS.values() if not missing_features(preset)]
+    own = [preset for preset in fitting if preset.core and preset.core in cpu_cores()]
+    for preset in (*own, *fitting):
+        return preset
     raise TargetError(
         f"target 'auto': this CPU fits no preset; name one of {', '.join(PRESETS)} to cross-compile"
     )

@@ -13,6 +13,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from resq_tvm.artifact import Artifact, write_artifact
+from resq_tvm.targets.preset import PRESETS, Target
 
 SHAPE = (1, 3, 6, 5)  # NCHW, as in the imagined source model
 
@@ -52,6 +53,7 @@ class FakeCompiled:
     params: dict[str, np.ndarray]
     info: dict[str, Any]
     kernels: dict[str, Any] = field(default_factory=dict)
+    target: Target = PRESETS["x86-generic"]
 
 
 @cache

@@ -22,8 +22,9 @@ from resq_tvm.schedules.spec import (
     TensorSpec,
 )
 from resq_tvm.targets.preset import PRESETS, Target, missing_features
+from resq_tvm.targets.toolchain import is_foreign
 
-TARGETS = list(PRESETS)
+TARGETS = [name for name, target in PRESETS.items() if not is_foreign(target)]
 
 
 def target_or_skip(name: str) -> Target:

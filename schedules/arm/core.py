@@ -1,0 +1,186 @@
+"""The reduction of a convolution's tile in a scheme's accumulators."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from resq_tvm.errors import CompileError
+from resq_tvm.schedules.arm.runs import CHUNK, Run, reduction_of
+from resq_tvm.schedules.arm.scheme import Scheme
+from resq_tvm.schedules.arm.schemes import SCHEMES, limits_of
+from resq_tvm.schedules.code import Expr, constant, load, reinterpret, splat
+from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
+from resq_tvm.schedules.spec import Conv, Phase
+
+
+class ArmCore:
+    """Sums one phase of a convolution on one run of output channels.
+
+    Parameters
+    ----------
+    ctx : Context
+        ``ctx.decision.method`` names the scheme.
+    phase : Phase
+    block : ChannelBlock
+        Of one vector of 16 outputs.
+
+    Attributes
+    ----------
+    in_memory : bool
+        Whether `reduce` leaves the sums in memory.
+
+    Raises
+    ------
+    CompileError
+        If the scheme cannot hold this kernel's sums.
+    """
+
+    in_memory = True
+
+    def __init__(self, ctx: Context, phase: Phase, block: ChannelBlock) -> None:
+        anchor = ctx.kernel.anchor
+        assert isinstance(anchor, Conv) and len(block.lanes) == 1
+        self.ctx, self.code, self.anchor, self.block = ctx, ctx.code, anchor, block
+        self.reduction = reduction_of(ctx.kernel, phase)
+        kind = SCHEMES[ctx.decision.method]
+        window = kind.prove(self.reduction, limits_of(anchor))
+        if window is None:
+            raise CompileError(
+                f"kernel {ctx.kernel.name}: scheme {kind.name} cannot hold the sums of its "
+                "weights; let the rules choose"
+            )
+        self.scheme: Scheme = kind(window)
+        outputs = kind.outputs
+        self.blocks = ceil_div(block.lanes[0], outputs)  # per vector of 16 outputs
+        chunked = self.reduction.chunked()
+        pad = ctx.vectors * LANES - chunked.shape[0]
+        chunked = np.pad(chunked, ((0, pad), (0, 0), (0, 0)))
+        chosen = chunked[block.start * LANES : (block.start + block.count) * LANES]
+        packed = self.scheme.pack(chosen.reshape(-1, outputs, *chunked.shape[1:]))
+        per = LANES // outputs
+        shape = (block.count, per, packed.shape[1] * packed.shape[2], CHUNK)
+        self.weight = ctx.constant("w", packed.reshape(shape))
+
+    def reduce(
+        self, o: Expr, y0: Expr, x0: Expr, pixels: list[tuple[int, int]], changed: Expr | None
+    ) -> list[Any]:
+        """Emit a tile's sums; returns, per vector of outputs, where they are: int32 [pixel][16].
+
+        A tile that has not ``changed`` has sums of zero.
+        """
+        code = self.code
+        spill = code.allocate(LANES * len(pixels), "int32", "spill")
+        if changed is not None:
+            for n in range(len(pixels)):
+                code.store(spill, [n * LANES], constant(0, "int32", LANES), LANES)
+        with nullcontext() if changed is None else code.when(changed):
+            with code.loop(self.blocks, "q") as q:
+                self._block(o, q, y0, x0, pixels, spill)
+        return [spill]
+
+    def _block(
+        self, o: Expr, q: Expr, y0: Expr, x0: Expr, pixels: list[tuple[int, int]], spill: Any
+    ) -> None:
+        code, scheme = self.code, self.scheme
+        level = scheme.window.level
+        # Schemes that take pixels in pairs compute the last one twice.
+        missing = -len(pixels) % scheme.pixels
+        padded = [*pixels, *pixels[len(pixels) - missing :]] if missing else pixels
+        state = scheme.start(code, len(padded))
+        for run in self.reduction.runs:
+            with code.loop(run.rows, "ky") as a:
+                with code.loop(run.columns, "kx") as b:
+                    self._run(run, a, b, (o, q), (y0, x0), padded, state)
+                    if level == "run":
+                        scheme.flush(code, state)
+                if level == "row":
+                    scheme.flush(code, state)
+        target = spill
+        if missing:
+            target = code.allocate(LANES * len(padded), "int32", "spill")
+        first = q * scheme.outputs
+        scheme.finish(code, state, target, first)
+        if missing:
+            for n in range(len(pixels)):
+                for i in range(0, scheme.outputs, 4):
+                    at = [first + (n * LANES + i)]
+                    code.store(spill, at, load(target, at, 4), 4)
+
+    def _run(
+        self,
+        run: Run,
+        a: Expr,
+        b: Expr,
+        block: tuple[Expr, Expr],
+        origin: tuple[Expr, Expr],
+        pixels: list[tuple[int, int]],
+        state: Any,
+    ) -> None:
+        code, scheme = self.code, self.scheme
+        spec = self.ctx.kernel.tensor(run.input)
+        buffer = self.ctx.buffer(run.input)
+        sy, sx = self.anchor.in_stride
+        top = origin[0] * sy + (a * run.step_y + run.dy + spec.halo[0])
+        left = origin[1] * sx + (b * run.step_x + run.dx + spec.halo[1])
+        channel = self._group_offset(block[0])
+        first = (a * run.columns + b) * run.units + run.first
+
+        def step(chunk: Expr, count: int, size: int, offset: Expr) -> None:
+            loaded = [
+                [
+                    code.bind(
+                        _activation(buffer, [0, top + i * sy, left + j * sx, offset + CHUNK * n],
+                                    size),
+                        "a",
+                    )
+                    for i, j in pixels
+                ]
+                for n in range(count)
+            ]  # fmt: skip
+
+            def weights(vector: int) -> Expr:
+                at = (first + chunk) * scheme.vectors + vector
+                return load(self.weight, [*block, at, 0], CHUNK)
+
+            scheme.step(code, state, loaded, weights, size)
+
+        window = scheme.window.chunks if scheme.window.level == "chunks" else 0
+        done = 0
+        if window:
+            with code.loop(run.chunks // window, "w") as n:
+                with code.loop(window // scheme.unit, "k") as k:
+                    chunk = n * window + k * scheme.unit
+                    step(chunk, scheme.unit, CHUNK, channel + chunk * CHUNK)
+                scheme.flush(code, state)
+            done = run.chunks // window * window
+        else:
+            with code.loop(run.chunks // scheme.unit, "k") as k:
+                chunk = k * scheme.unit
+                step(chunk, scheme.unit, CHUNK, channel + chunk * CHUNK)
+            done = run.chunks // scheme.unit * scheme.unit
+        offset = done * CHUNK
+        sizes = [CHUNK] * (run.chunks - done) + list(run.tails)
+        for n, size in enumerate(sizes):
+            step(done + n, 1, size, channel + offset)
+            offset += size
+            if window and ((n + 1) % window == 0 or n + 1 == len(sizes)):
+                scheme.flush(code, state)
+
+    def _group_offset(self, o: Expr) -> Expr:
+        """First input channel of the group that a vector of outputs lies in."""
+        if self.anchor.groups == 1:
+            return 0
+        outputs = self.anchor.weight.shape[0] // self.anchor.groups // LANES
+        return (o + self.block.start) // outputs * self.anchor.weight.shape[3]
+
+
+def _activation(buffer: Any, index: list[Expr], size: int) -> Expr:
+    """Load a chunk; a short one is repeated, since its other bytes meet weights of zero."""
+    if size == CHUNK:
+        return load(buffer, index, CHUNK)
+    dtype = f"int{8 * size}"
+    whole = reinterpret(load(buffer, index, size), dtype, 1)
+    return reinterpret(splat(whole, CHUNK // size), "int8", CHUNK)

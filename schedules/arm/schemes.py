@@ -1,0 +1,94 @@
+"""The schemes by name, and which one pays on which core."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from resq_tvm.schedules.arm.deep import Deep
+from resq_tvm.schedules.arm.depth import Window
+from resq_tvm.schedules.arm.nibble import Nibble
+from resq_tvm.schedules.arm.pairs import Pairs
+from resq_tvm.schedules.arm.runs import reduction_of
+from resq_tvm.schedules.arm.scheme import Scheme
+from resq_tvm.schedules.arm.sdot import Sdot
+from resq_tvm.schedules.arm.smlal import Smlal
+from resq_tvm.schedules.arm.smmla import Smmla
+from resq_tvm.schedules.arm.smull import Smull
+from resq_tvm.schedules.packing import densify
+from resq_tvm.schedules.spec import Conv, FusedKernel
+from resq_tvm.targets.preset import Target
+
+SCHEMES: dict[str, type[Scheme]] = {
+    s.name: s for s in (Smmla, Sdot, Nibble, Deep, Pairs, Smlal, Smull)
+}
+
+# What each core can run at all.
+AVAILABLE = {
+    "neon": ("nibble", "deep", "pairs", "smlal", "smull"),
+    "neon-dot": ("sdot", "nibble", "deep", "pairs", "smlal", "smull"),
+    "neon-i8mm": ("smmla", "sdot", "nibble", "deep", "pairs", "smlal", "smull"),
+}
+
+# What pays there, the best first (docs/arm.md has the figures); the first that applies is used.
+# A multiplication of 16 bytes takes two cycles of one pipe of a Cortex-A72, half of what the
+# widening multiplications reach, so that of the narrow schemes only `Nibble` pays there.
+PREFERRED = {
+    "cortex-a53": ("nibble", "deep", "pairs", "smlal", "smull"),
+    "cortex-a72": ("nibble", "smull"),
+    "cortex-a55": ("sdot",),
+    "cortex-a76": ("sdot",),
+    "cortex-a710": ("smmla",),
+}
+
+_LANES = 16
+
+
+def limits_of(anchor: Conv) -> tuple[int, int]:
+    """Return the largest magnitudes of a convolution's codes and weights."""
+    activation = anchor.limits[0] if anchor.limits is not None else 127
+    return activation, int(np.abs(anchor.weight.astype(np.int32)).max(initial=0))
+
+
+def proofs(kernel: FusedKernel, name: str) -> list[Window] | None:
+    """Return when a scheme's accumulators are flushed, per phase; None if it does not apply."""
+    kernel = densify(kernel, _LANES, _LANES)
+    anchor = kernel.anchor
+    assert isinstance(anchor, Conv)
+    windows = []
+    for phase in anchor.phases:
+        window = SCHEMES[name].prove(reduction_of(kernel, phase), limits_of(anchor))
+        if window is None:
+            return None
+        windows.append(window)
+    return windows
+
+
+def applicable(kernel: FusedKernel, target: Target) -> list[str]:
+    """Return the schemes that a target can run and that hold the kernel's sums."""
+    return [name for name in AVAILABLE[target.isa] if proofs(kernel, name) is not None]
+
+
+def choose(kernel: FusedKernel, target: Target, wanted: str | None = None) -> tuple[str, str]:
+    """Return the scheme that pays for a kernel, and the rule's name.
+
+    Parameters
+    ----------
+    kernel : FusedKernel
+        With a dense or grouped `Conv`.
+    target : Target
+    wanted : str, optional
+        A scheme to be used wherever it applies.
+
+    Returns
+    -------
+    scheme : str
+    rule : str
+        ``"dot"``, or what was passed over because its accumulators could overflow.
+    """
+    order = PREFERRED[target.core]
+    if wanted is not None:
+        order = (wanted, *(name for name in order if name != wanted))
+    for name in order:
+        if proofs(kernel, name) is not None:
+            return name, "dot"
+    raise AssertionError("the last scheme of every core applies to every kernel")
