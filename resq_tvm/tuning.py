@@ -18,6 +18,7 @@ from resq_tvm.schedules.signature import kernel_of
 from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.schedules.tuning.database import Database
 from resq_tvm.schedules.tuning.devices import LocalDevice
+from resq_tvm.schedules.tuning.emulated import EmulatedDevice, emulated_fingerprint, is_emulated
 from resq_tvm.schedules.tuning.fingerprint import Fingerprint
 from resq_tvm.schedules.tuning.pool import Pool
 from resq_tvm.schedules.tuning.roof import Roof, measure_roof
@@ -32,8 +33,10 @@ from resq_tvm.schedules.tuning.tuner import (
     geometric_mean_gain,
 )
 from resq_tvm.targets.preset import Target, get_target, missing_features
+from resq_tvm.targets.toolchain import export_options
 
 TIMEOUT_S = 20.0
+EMULATION_FACTOR = 15  # how much longer a candidate may take under emulation
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class TuneReport:
     roof : Roof or None
         This machine's, where candidates ran on it with one thread.
     device : dict
-        The machine that drove the search.
+        The machine that drove the search. Times are of `fingerprint`'s device, and simulated where
+        that says so.
     """
 
     results: list[TaskResult]
@@ -91,6 +95,7 @@ class TuneReport:
         return {
             "database": str(self.folder),
             "fingerprint": str(self.fingerprint),
+            "simulated": self.fingerprint.simulated,
             "measured": self.measured,
             "seconds": self.seconds,
             "per_second": self.measured / self.seconds if self.seconds else None,
@@ -141,11 +146,14 @@ def tune(
     threads : int
         Threads per kernel.
     workers : int, optional
-        Candidates in work at once: one per ``threads`` CPUs, or per board, by default.
+        Candidates in work at once: one per ``threads`` CPUs, per board, or per two CPUs under
+        emulation, by default.
     timeout_s : float
-        Seconds for building, checking and timing one candidate.
+        Seconds for building, checking and timing one candidate; `EMULATION_FACTOR` times as many
+        under emulation.
     rpc : RpcAddress, optional
-        Measure on boards behind a tracker instead of this machine.
+        Measure on boards behind a tracker instead of this machine. Without it, candidates for a
+        core of another architecture run on the emulated board, and times are simulated.
     device : str, optional
         What to call the device in records; this machine's processor by default, required with
         ``rpc``.
@@ -169,41 +177,38 @@ def tune(
     ConfigError
         If an option is out of range, or the records are another device's.
     TargetError
-        If the target is unknown, or this machine cannot run it and no board is named.
+        If the target is unknown, this machine cannot run it and no board is named, or the boards'
+        cross compiler is absent.
     TuningError
         If the boards do not answer, or every candidate fails.
     """
     preset, listed, restore = _source(source, target, state_dtype)
-    if rpc is None:
-        if missing := missing_features(preset):
-            raise TargetError(
-                f"target {preset.name!r} needs {', '.join(missing)}, which this CPU lacks; tune on "
-                "a board with --rpc-tracker"
-            )
-        resolve_threads(threads)
-    elif device is None:
-        raise ConfigError("boards behind an RPC tracker need a name in records; add --device NAME")
     if timeout_s <= 0 or (workers is not None and workers < 1) or (trials or 0) < 0:
         raise ConfigError(
             f"timeout {timeout_s:g} s, workers {workers}, trials {trials}: use more than 0, at "
             "least 1, and at least 0"
         )
-    name = device or cpu_model()
-    place = Fingerprint(preset.name, name, threads)
+    place = _place(preset, threads, rpc, device)
     database = Database(Path(work_dir) / place.folder, place)
+    local = rpc is None and not place.simulated
     try:
         kernels = [(restore(entry), float(entry["runs"])) for entry in listed["kernels"]]
         tasks = extract(kernels, preset, threads)
-        roof = measure_roof(preset) if rpc is None and threads == 1 else None
+        roof = measure_roof(preset) if local and threads == 1 else None
         if begin is not None:
             begin(tasks, roof)
-        if rpc is None:
-            make: Any = partial(LocalDevice, threads)
-            count = workers or max(1, available_cpus() // threads)
-        else:
-            make = partial(RpcDevice, rpc, threads)
+        if rpc is not None:
+            make: Any = partial(RpcDevice, rpc, threads, preset)
             count = workers or rpc.boards()
-        pin = rpc is None and threads == 1
+        elif place.simulated:
+            make = partial(EmulatedDevice, preset)
+            # The program and the model of its core run side by side.
+            count = workers or max(1, available_cpus() // 2)
+            timeout_s *= EMULATION_FACTOR
+        else:
+            make = partial(LocalDevice, threads)
+            count = workers or max(1, available_cpus() // threads)
+        pin = local and threads == 1
         with Pool(make, count, timeout_s, pin=pin, remote=rpc is not None) as pool:
             tuner = Tuner(
                 tasks,
@@ -227,6 +232,33 @@ def tune(
         )
     finally:
         database.close()
+
+
+def _place(preset: Target, threads: int, rpc: RpcAddress | None, device: str | None) -> Fingerprint:
+    """Return where candidates are to run, and see that they can."""
+    if rpc is not None:
+        if device is None:
+            raise ConfigError(
+                "boards behind an RPC tracker need a name in records; add --device NAME"
+            )
+        export_options(preset)  # names a cross compiler that is absent before any work
+        return Fingerprint(preset.name, device, threads)
+    if is_emulated(preset):
+        if threads != 1 or device is not None:
+            raise ConfigError(
+                f"threads {threads}, device {device!r}: target {preset.name!r} runs on the "
+                "emulated board here, with one thread and under its own name; drop the options, or "
+                "name a tracker with --rpc-tracker"
+            )
+        EmulatedDevice(preset)  # names a tool that is absent before any work
+        return emulated_fingerprint(preset)
+    if missing := missing_features(preset):
+        raise TargetError(
+            f"target {preset.name!r} needs {', '.join(missing)}, which this CPU lacks; tune on "
+            "a board with --rpc-tracker"
+        )
+    resolve_threads(threads)
+    return Fingerprint(preset.name, device or cpu_model(), threads)
 
 
 def _source(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import tvm
 from tvm import tirx
 
 Expr = Any  # a TIR expression, or a Python number where TIR takes one
@@ -73,6 +74,7 @@ class Code:
     def __init__(self) -> None:
         self._scopes: list[list[Any]] = [[]]
         self._count = 0
+        self._imports: dict[str, None] = {}  # in order
 
     def _fresh(self, name: str) -> str:
         self._count += 1
@@ -104,6 +106,10 @@ class Code:
         """Evaluate an expression for what it does."""
         self._scopes[-1].append(tirx.Evaluate(call))
 
+    def require(self, source: str) -> None:
+        """Make the functions of an LLVM module known to the kernel; calls of them are inlined."""
+        self._imports[source] = None
+
     def allocate(self, elements: int, dtype: str, name: str = "acc") -> Any:
         """Allocate a small buffer on the stack.
 
@@ -131,6 +137,30 @@ class Code:
             )
 
     @contextmanager
+    def steady_loop(self, extent: int, name: str = "k") -> Iterator[Expr]:
+        """Nest what follows in a loop that LLVM for ARM does not unroll.
+
+        For in-order cores it unrolls by three or four, however many registers a step fills, and
+        no option of TVM's turns that off. A stride that it cannot see makes the number of steps
+        unknown: ``cls`` counts the sign bits of 2^29 behind the first, which is one.
+        """
+        if extent <= 1:
+            with self.loop(extent, name) as only:
+                yield only
+            return
+        hidden = tirx.const(1 << 29, "int32")
+        stride = self.bind(intrinsic("llvm.aarch64.cls", "int32", 1, hidden), "one")
+        counter = self.allocate(1, "int32", name)
+        self.store(counter, [0], tirx.const(0, "int32"), 1)
+        self._scopes.append([])
+        position = self.bind(load(counter, [0], 1), name)
+        yield position
+        self.store(counter, [0], position + stride, 1)
+        body = self._scopes.pop()
+        more = load(counter, [0], 1) < tirx.const(extent, "int32")
+        self._scopes[-1].append(tirx.While(more, tirx.stmt_seq(*body)))
+
+    @contextmanager
     def when(self, condition: Expr) -> Iterator[None]:
         """Nest what follows under a condition."""
         self._scopes.append([])
@@ -142,4 +172,8 @@ class Code:
     def statement(self) -> Any:
         """Return everything as one statement."""
         (scope,) = self._scopes
-        return tirx.stmt_seq(*scope)
+        body = tirx.stmt_seq(*scope)
+        for source in self._imports:
+            text = tvm.ir.StringImm(source)
+            body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", text, body)
+        return body

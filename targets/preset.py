@@ -68,6 +68,11 @@ class Target:
         return self.isa.startswith("neon")
 
     @property
+    def in_order(self) -> bool:
+        """Whether the core waits for a load that comes too late."""
+        return self.core in ("cortex-a53", "cortex-a55")
+
+    @property
     def architecture(self) -> str:
         """Return the machine's architecture as ``uname -m`` spells it."""
         return "aarch64" if self.arm else "x86_64"

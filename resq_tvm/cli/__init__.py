@@ -23,6 +23,7 @@ from resq_tvm.cli import (
     compile,
     demo,
     doctor,
+    edge,
     evaluate,
     inspect,
     run,
@@ -44,7 +45,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for verb in (demo, compile, calibrate, tune, run, bench, evaluate, bops, inspect, doctor):
+    for verb in (demo, compile, calibrate, tune, run, bench, evaluate, bops, inspect, edge, doctor):
         name = verb.__name__.rsplit(".", 1)[-1]
         app.command(name)(getattr(verb, name))
     return app

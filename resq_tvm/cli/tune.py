@@ -48,6 +48,7 @@ _COLUMNS = (
     "failed",
     "decision",
 )
+_TIMES = ("heuristic ms", "best ms", "GMAC/s")
 
 
 def tune(
@@ -98,6 +99,9 @@ def tune(
     json: Json = False,
 ) -> None:
     """Measure schedules for MODEL's kernels and keep them for 'compile --database'.
+
+    Candidates run on this machine, on boards behind --rpc-tracker, or, for an ARM core from
+    another machine, on the emulated board; its times are simulated.
 
     Ctrl-C, or worse, loses no finished measurement: the same command goes on. MODEL may be a .qnet
     folder or an artifact OUT.resq; otherwise it is calibrated, on generated frames by default:
@@ -185,27 +189,30 @@ def tune(
             console.say(f"stopped: what was measured is in {work_dir}; the same command goes on")
             raise
     before, after = report.period_ms()
+    unit = "simulated ms" if report.fingerprint.simulated else "ms"
     failures = ", ".join(f"{n} {kind}" for kind, n in report.failures.items()) or "none"
 
     def render(out: Any) -> None:
         shares = {r.task.key: report.share_of_roof(r) for r in report.results}
         done = [r for r in report.results if r.best_s is not None]
-        out.print(_table(done, shares, len(done)))
+        out.print(_table(done, shares, len(done), report.fingerprint.simulated))
         rows = [
             ("tasks", f"{len(done)} of {len(report.results)} measured"),
             ("records", report.folder),
             ("measured", f"{report.measured} in {report.seconds:.0f} s"),
             ("failed", failures),
             ("geometric mean gain", report.gain),
-            ("kernels over a period, heuristic ms", before),
-            ("kernels over a period, best ms", after),
+            (f"kernels over a period, heuristic {unit}", before),
+            (f"kernels over a period, best {unit}", after),
         ]
         out.print(table(("", ""), rows))
 
     console.finish(report.to_dict(), render)
 
 
-def _table(results: list[TaskResult], shares: Mapping[str, float | None], rows: int) -> Any:
+def _table(
+    results: list[TaskResult], shares: Mapping[str, float | None], rows: int, simulated: bool
+) -> Any:
     """Return the tasks that take the most of a period, those first."""
     ordered = sorted(results, key=lambda r: -(r.best_s or 0.0) * r.task.weight)[:rows]
     cells = [
@@ -223,7 +230,8 @@ def _table(results: list[TaskResult], shares: Mapping[str, float | None], rows: 
         )
         for r in ordered
     ]
-    return table(_COLUMNS, cells)
+    names = (f"simulated {name}" if name in _TIMES and simulated else name for name in _COLUMNS)
+    return table(tuple(names), cells)
 
 
 def _percent(share: float | None) -> str | None:
@@ -272,7 +280,8 @@ def _live(console: Console) -> Iterator[tuple[Callable[..., None], Callable[[Pro
                     for r in results
                     if roof is not None and r.best_s
                 }
-                live.update(Group(_headline(progress), _table(results, known, _ROWS)), refresh=True)
+                shown_table = _table(results, known, _ROWS, progress.simulated)
+                live.update(Group(_headline(progress), shown_table), refresh=True)
 
         yield begin, redraw
 
@@ -285,8 +294,9 @@ def _headline(progress: Progress) -> str:
     gain = geometric_mean_gain(results)
     eta = progress.eta_s
     failed = sum(progress.failures.values())
+    unit = "simulated GMAC/s" if progress.simulated else "GMAC/s"
     return (
         f"{progress.stage}: {progress.done}/{progress.total} "
         f"({progress.done / max(progress.seconds, 1e-9):.1f}/s, ETA {cell(eta)} s)  "
-        f"best {best:.0f} GMAC/s  gain {gain:.3f}  failed {failed}  at {progress.task.describe()}"
+        f"best {best:.0f} {unit}  gain {gain:.3f}  failed {failed}  at {progress.task.describe()}"
     )

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 
 from resq_tvm.errors import CompileError
+from resq_tvm.schedules.arm.assembly import call, routine
+from resq_tvm.schedules.arm.loops import LOOPS, PIXELS
 from resq_tvm.schedules.arm.runs import CHUNK, Run, reduction_of
 from resq_tvm.schedules.arm.scheme import Scheme
 from resq_tvm.schedules.arm.schemes import SCHEMES, limits_of
+from resq_tvm.schedules.arm.steps import Steps, Weight
 from resq_tvm.schedules.code import Expr, constant, load, reinterpret, splat
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
 from resq_tvm.schedules.spec import Conv, Phase
+
+Rounds = Callable[[Expr, int, Expr], None]  # first chunk, how many rounds, first channel
 
 
 class ArmCore:
@@ -128,46 +135,86 @@ class ArmCore:
         channel = self._group_offset(block[0])
         first = (a * run.columns + b) * run.units + run.first
 
-        def step(chunk: Expr, count: int, size: int, offset: Expr) -> None:
-            loaded = [
-                [
-                    code.bind(
-                        _activation(buffer, [0, top + i * sy, left + j * sx, offset + CHUNK * n],
-                                    size),
-                        "a",
-                    )
-                    for i, j in pixels
-                ]
-                for n in range(count)
-            ]  # fmt: skip
+        def activations(chunk: Expr, size: int, offset: Expr) -> list[Expr]:
+            row = _quotient(chunk, run.stretch, run.chunks) if run.chunks > run.stretch else 0
+            y, c = top + row * run.step_y, offset - row * (run.stretch * CHUNK)
+            if not isinstance(row, int):
+                y, c = code.bind(y, "y"), code.bind(c, "c")
+            at = [[0, y + i * sy, left + j * sx, c] for i, j in pixels]
+            return [_activation(buffer, index, size) for index in at]
 
-            def weights(vector: int) -> Expr:
-                at = (first + chunk) * scheme.vectors + vector
-                return load(self.weight, [*block, at, 0], CHUNK)
+        def weight(chunk: Expr, vector: int) -> Expr:
+            at = (first + chunk) * scheme.vectors + vector
+            return load(self.weight, [*block, at, 0], CHUNK)
 
-            scheme.step(code, state, loaded, weights, size)
-
+        steps = Steps(code, scheme, state, activations, weight)
+        emit: Rounds = steps.ahead if self.ctx.target.in_order else steps.plain
         window = scheme.window.chunks if scheme.window.level == "chunks" else 0
-        done = 0
+        own = scheme.name in LOOPS and len(pixels) == PIXELS and run.stretch % scheme.unit == 0
+        if self.ctx.target.in_order and own:
+            emit = self._loop(run, (top, left), pixels, state, weight)
+            if scheme.separates:  # by itself, after every window
+                window = 0
+        done = run.chunks // scheme.unit * scheme.unit
         if window:
             with code.loop(run.chunks // window, "w") as n:
-                with code.loop(window // scheme.unit, "k") as k:
-                    chunk = n * window + k * scheme.unit
-                    step(chunk, scheme.unit, CHUNK, channel + chunk * CHUNK)
+                emit(n * window, window // scheme.unit, channel)
                 scheme.flush(code, state)
             done = run.chunks // window * window
         else:
-            with code.loop(run.chunks // scheme.unit, "k") as k:
-                chunk = k * scheme.unit
-                step(chunk, scheme.unit, CHUNK, channel + chunk * CHUNK)
-            done = run.chunks // scheme.unit * scheme.unit
+            emit(0, run.chunks // scheme.unit, channel)
+        window = scheme.window.chunks if scheme.window.level == "chunks" else 0
         offset = done * CHUNK
         sizes = [CHUNK] * (run.chunks - done) + list(run.tails)
         for n, size in enumerate(sizes):
-            step(done + n, 1, size, channel + offset)
+            steps.single(done + n, size, channel + offset)
             offset += size
             if window and ((n + 1) % window == 0 or n + 1 == len(sizes)):
                 scheme.flush(code, state)
+
+    def _loop(
+        self,
+        run: Run,
+        origin: tuple[Expr, Expr],
+        pixels: list[tuple[int, int]],
+        state: Any,
+        weight: Weight,
+    ) -> Rounds:
+        """Return what emits rounds as an assembly loop."""
+        code, scheme = self.code, self.scheme
+        spec = self.ctx.kernel.tensor(run.input)
+        buffer = self.ctx.buffer(run.input)
+        sy, sx = self.anchor.in_stride
+        below = run.step_y * spec.shape[2] * spec.shape[3]  # bytes from a row of runs to the next
+        accumulators = scheme.accumulators(state)
+        made = routine(
+            LOOPS[scheme.name](scheme.window), [str(a.dtype) for a in accumulators], len(pixels)
+        )
+
+        def emit(start: Expr, count: int, channel: Expr) -> None:
+            if not count:
+                return
+            row = _quotient(start, run.stretch, run.chunks)
+            within = start - row * run.stretch
+            places = [
+                load(buffer, [0, origin[0] + i * sy, origin[1] + j * sx, channel + u * CHUNK], 1)
+                for u in range(scheme.unit)
+                for i, j in pixels
+            ]
+            rounds = run.stretch // scheme.unit
+            numbers = [
+                count,
+                row * below + within * CHUNK,
+                rounds - within // scheme.unit
+                if isinstance(within, int)
+                else rounds - tirx.floordiv(within, scheme.unit),
+                rounds,
+                scheme.unit * CHUNK,
+                below - (run.stretch - scheme.unit) * CHUNK,
+            ]
+            call(code, made, accumulators, weight(start, 0), places, numbers)
+
+        return emit
 
     def _group_offset(self, o: Expr) -> Expr:
         """First input channel of the group that a vector of outputs lies in."""
@@ -175,6 +222,17 @@ class ArmCore:
             return 0
         outputs = self.anchor.weight.shape[0] // self.anchor.groups // LANES
         return (o + self.block.start) // outputs * self.anchor.weight.shape[3]
+
+
+def _quotient(value: Expr, divisor: int, limit: int) -> Expr:
+    """Return ``value // divisor`` for ``0 <= value <= limit`` without a division."""
+    if isinstance(value, int):
+        return value // divisor
+    shift = 16
+    factor = (1 << shift) // divisor + 1
+    if any(v * factor >> shift != v // divisor for v in range(limit + 1)):
+        return tirx.floordiv(value, divisor)
+    return (value * factor) >> tirx.const(shift, "int32")
 
 
 def _activation(buffer: Any, index: list[Expr], size: int) -> Expr:

@@ -13,7 +13,7 @@ from typing import Any
 
 from resq_tvm.schedules.arm.depth import INT8, INT16, Window, longest_window, total_bound
 from resq_tvm.schedules.arm.runs import Reduction
-from resq_tvm.schedules.arm.scheme import Loader, Scheme, store_quads, value, widen_pairs, zeros
+from resq_tvm.schedules.arm.scheme import Scheme, store_quads, value, widen_pairs, zeros
 from resq_tvm.schedules.code import Code, Expr, constant
 
 _WORTH = 6  # chunks: with fewer between flushes, `Pairs` is as fast
@@ -39,16 +39,24 @@ class Deep(Scheme):
             return narrow, None
         return narrow, [zeros(code, self.outputs, 8, "int16") for _ in range(pixels)]
 
-    def step(
-        self, code: Code, state: Any, pixels: Sequence[Sequence[Expr]], weights: Loader, size: int
+    def multiply(
+        self,
+        code: Code,
+        state: Any,
+        vector: int,
+        weights: Sequence[Expr],
+        chunks: Sequence[Sequence[Expr]],
+        size: int,
     ) -> None:
         """Multiply one chunk."""
-        (chunk,) = pixels
-        for n in range(self.outputs):
-            w = code.bind(weights(n), "w")
-            for m, a in enumerate(chunk):
-                acc = state[0][m][n]
-                code.store(acc, [0], value(acc, 16) + a * w, 16)
+        (w,), (chunk,) = weights, chunks
+        for m, a in enumerate(chunk):
+            acc = state[0][m][vector]
+            code.store(acc, [0], value(acc, 16) + a * w, 16)
+
+    def accumulators(self, state: Any) -> list[Any]:
+        """Return the narrow ones."""
+        return [acc for row in state[0] for acc in row]
 
     def flush(self, code: Code, state: Any) -> None:
         """Add the int8 sums to the int16 ones (``sadalp``)."""

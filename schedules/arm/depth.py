@@ -3,7 +3,8 @@
 A lane that sums ``w_i · a_i`` with ``|a_i| <= limit`` never exceeds ``limit · Σ|w_i|`` in
 magnitude, whatever the frame and in whatever order: the bound holds for every partial sum, too. The
 sums are taken per output channel and per lane over the *window* of chunks between two flushes into
-wider accumulators. The longest window that holds is used; where none does, the scheme does not apply.
+wider accumulators. The longest window that holds is used; where none does, the scheme does not
+apply.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Depthwise convolutions on ARM: 16 channels side by side, taps summed in int16 while that is safe.
 
-``smull`` and ``smlal`` multiply 8 channels each into int16. Taps are added up there in groups, proven
-from the real weights (two taps of any 8-bit codes fit; ±7 · ±7 fits 668); ``saddw`` moves a group's
-sums to int32.
+``smull`` and ``smlal`` multiply 8 channels each into int16. Taps are added up there in groups,
+proven from the real weights (two taps of any 8-bit codes fit; ±7 · ±7 fits 668); ``saddw`` moves a
+group's sums to int32.
 
 Reference: Arm Architecture Reference Manual, SMULL, SMLAL and SADDW (vector).
 """

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from resq_tvm.schedules.arm.depth import INT8, Window, longest_window, total_bound
 from resq_tvm.schedules.arm.runs import Reduction
-from resq_tvm.schedules.arm.scheme import Loader, Scheme, store_quads, value, widen_pairs, zeros
+from resq_tvm.schedules.arm.scheme import Scheme, store_quads, value, widen_pairs, zeros
 from resq_tvm.schedules.code import Code, Expr, constant, intrinsic
 
 _NIBBLE = 7
@@ -29,6 +29,7 @@ class Nibble(Scheme):
 
     name = "nibble"
     vectors = 2
+    separates = True
 
     @classmethod
     def prove(cls, reduction: Reduction, limits: tuple[int, int]) -> Window | None:
@@ -47,16 +48,24 @@ class Nibble(Scheme):
         """One int8x16 of products per pixel and pair of outputs, and two of separate sums."""
         return [[zeros(code, self.vectors, 16, "int8") for _ in range(pixels)] for _ in range(3)]
 
-    def step(
-        self, code: Code, state: Any, pixels: Sequence[Sequence[Expr]], weights: Loader, size: int
+    def multiply(
+        self,
+        code: Code,
+        state: Any,
+        vector: int,
+        weights: Sequence[Expr],
+        chunks: Sequence[Sequence[Expr]],
+        size: int,
     ) -> None:
         """Multiply one chunk."""
-        (chunk,) = pixels
-        for n in range(self.vectors):
-            w = code.bind(weights(n), "w")
-            for m, a in enumerate(chunk):
-                acc = state[0][m][n]
-                code.store(acc, [0], value(acc, 16) + a * w, 16)
+        (w,), (chunk,) = weights, chunks
+        for m, a in enumerate(chunk):
+            acc = state[0][m][vector]
+            code.store(acc, [0], value(acc, 16) + a * w, 16)
+
+    def accumulators(self, state: Any) -> list[Any]:
+        """Return those of products, then those of low, then those of high nibbles."""
+        return [acc for part in state for row in part for acc in row]
 
     def flush(self, code: Code, state: Any) -> None:
         """Separate the nibbles (``shl``, ``ssra``; ``srsra``)."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from resq_tvm.schedules.arm.depth import INT8, INT16, Window, total_bound
 from resq_tvm.schedules.arm.runs import Reduction
-from resq_tvm.schedules.arm.scheme import Loader, Scheme, store_quads, value, widen_pairs, zeros
+from resq_tvm.schedules.arm.scheme import Scheme, store_quads, value, widen_pairs, zeros
 from resq_tvm.schedules.code import Code, Expr
 
 
@@ -36,18 +36,22 @@ class Pairs(Scheme):
         """One int16x8 per pixel and output."""
         return [zeros(code, self.outputs, 8, "int16") for _ in range(pixels)]
 
-    def step(
-        self, code: Code, state: Any, pixels: Sequence[Sequence[Expr]], weights: Loader, size: int
+    def multiply(
+        self,
+        code: Code,
+        state: Any,
+        vector: int,
+        weights: Sequence[Expr],
+        chunks: Sequence[Sequence[Expr]],
+        size: int,
     ) -> None:
         """Multiply two chunks, or one."""
-        for n in range(self.outputs):
-            ws = [code.bind(weights(i * self.vectors + n), "w") for i in range(len(pixels))]
-            for m in range(len(state)):
-                total = pixels[0][m] * ws[0]
-                for i in range(1, len(pixels)):
-                    total = total + pixels[i][m] * ws[i]
-                acc = state[m][n]
-                code.store(acc, [0], value(acc, 8) + widen_pairs("int16", total), 8)
+        sums = [code.bind(a * weights[0], "p") for a in chunks[0]]
+        for w, chunk in zip(weights[1:], chunks[1:], strict=True):
+            sums = [code.bind(s + a * w, "p") for s, a in zip(sums, chunk, strict=True)]
+        for m, s in enumerate(sums):
+            acc = state[m][vector]
+            code.store(acc, [0], value(acc, 8) + widen_pairs("int16", s), 8)
 
     def finish(self, code: Code, state: Any, spill: Any, first: Expr) -> None:
         """Sum the lanes of every accumulator."""

@@ -7,7 +7,7 @@ few channels waste few lanes. The weights of channels that only pad a pixel are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ class Run:
     Run (a, b) begins at the input pixel ``(dy + a·step_y, dx + b·step_x)``, at the group's first
     channel, and has ``chunks`` chunks of 16 bytes, then one for each of ``tails`` (8 or 4 bytes).
     ``first`` is the number of the first chunk in the packed weights.
+
+    Runs of whole chunks that lie one below the other are joined into one (``rows`` is 1): after
+    every ``stretch`` chunks it goes on ``step_y`` rows below.
     """
 
     input: str
@@ -37,6 +40,7 @@ class Run:
     step_x: int
     chunks: int
     tails: tuple[int, ...]
+    stretch: int
 
     @property
     def units(self) -> int:
@@ -113,6 +117,10 @@ def _run(
         start += size
     run = Run(
         segment.input, first, segment.rows, segment.columns // pixels, segment.dy, segment.dx,
-        segment.step_y, segment.step_x, chunks, tails,
+        segment.step_y, segment.step_x, chunks, tails, chunks,
     )  # fmt: skip
-    return run, np.concatenate(parts, axis=3).astype(np.int8)
+    packed = np.concatenate(parts, axis=3).astype(np.int8)
+    if run.rows > 1 and run.columns == 1 and not tails:
+        packed = packed.reshape(packed.shape[0], 1, 1, -1, CHUNK)
+        run = replace(run, rows=1, chunks=run.rows * chunks)
+    return run, packed

@@ -7,7 +7,7 @@ of channels by itself, and a vector of accumulators holds several outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +17,6 @@ from resq_tvm.schedules.arm.depth import Window
 from resq_tvm.schedules.arm.runs import CHUNK, Reduction
 from resq_tvm.schedules.code import Code, Expr, constant, intrinsic, load
 from resq_tvm.schedules.context import LANES
-
-Loader = Callable[[int], Expr]  # number of a vector within a step's weights → int8x16
 
 
 class Scheme:
@@ -31,11 +29,13 @@ class Scheme:
     outputs : int
         Output channels of one block of accumulators.
     unit : int
-        Full chunks that one step takes.
+        Full chunks that are multiplied together.
     vectors : int
         Weight vectors of one block and chunk.
     pixels : int
         Pixels of a tile must be a multiple of it.
+    separates : bool
+        Whether the in-order loop (`resq_tvm.schedules.arm.loops`) flushes by itself.
     """
 
     name: ClassVar[str]
@@ -43,6 +43,7 @@ class Scheme:
     unit: ClassVar[int] = 1
     vectors: ClassVar[int] = 4
     pixels: ClassVar[int] = 1
+    separates: ClassVar[bool] = False
 
     def __init__(self, window: Window) -> None:
         self.window = window
@@ -68,22 +69,38 @@ class Scheme:
         """Allocate and clear the accumulators of a tile."""
         raise NotImplementedError
 
-    def step(
-        self, code: Code, state: Any, pixels: Sequence[Sequence[Expr]], weights: Loader, size: int
+    def multiply(
+        self,
+        code: Code,
+        state: Any,
+        vector: int,
+        weights: Sequence[Expr],
+        chunks: Sequence[Sequence[Expr]],
+        size: int,
     ) -> None:
-        """Multiply ``unit`` chunks (one, where fewer are left) of every pixel.
+        """Multiply one vector of weights per chunk by the pixels' activations.
 
         Parameters
         ----------
-        pixels : sequence of sequence of int8x16
+        vector : int
+            Which of the ``vectors`` of a chunk.
+        weights : sequence of int8x16
+            Per chunk: ``unit`` of them, or one where fewer are left.
+        chunks : sequence of sequence of int8x16
             Per chunk, per pixel.
-        weights : callable
-            Loads vector ``chunk · vectors + i`` of these chunks.
         size : int
             Bytes of a chunk that count: 16, or 8 or 4 of a short one, whose other bytes meet
             weights of zero.
         """
         raise NotImplementedError
+
+    def needed(self, size: int) -> int:
+        """Return how many of a chunk's vectors of weights have something to multiply."""
+        return self.vectors
+
+    def accumulators(self, state: Any) -> list[Any]:
+        """Return the buffers that `multiply` adds to: pixel by pixel, output by output."""
+        return [acc for row in state for acc in row]
 
     def flush(self, code: Code, state: Any) -> None:
         """Add the narrow accumulators to wider ones, and clear them; by default there are none."""

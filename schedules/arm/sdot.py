@@ -17,7 +17,7 @@ from tvm import tirx
 
 from resq_tvm.schedules.arm.depth import Window
 from resq_tvm.schedules.arm.runs import Reduction
-from resq_tvm.schedules.arm.scheme import Loader, Scheme, interleave_outputs, value, zeros
+from resq_tvm.schedules.arm.scheme import Scheme, interleave_outputs, value, zeros
 from resq_tvm.schedules.code import Code, Expr, intrinsic, reinterpret
 from resq_tvm.schedules.context import LANES
 
@@ -44,25 +44,28 @@ class Sdot(Scheme):
         """Four int32x4 per pixel."""
         return [zeros(code, self.outputs // 4, 4, "int32") for _ in range(pixels)]
 
-    def step(
-        self, code: Code, state: Any, pixels: Sequence[Sequence[Expr]], weights: Loader, size: int
+    def multiply(
+        self,
+        code: Code,
+        state: Any,
+        vector: int,
+        weights: Sequence[Expr],
+        chunks: Sequence[Sequence[Expr]],
+        size: int,
     ) -> None:
-        """Multiply one chunk, four channels after the other."""
-        (chunk,) = pixels
-        quads = self.outputs // 4
-        for g in range(size // _GROUP):
-            lanes = []
-            for a in chunk:
-                whole = reinterpret(a, "int32", 4)
-                lanes.append(reinterpret(tirx.Shuffle([whole], [g] * 4), "int8", 16))
-            for p in range(quads):
-                w = code.bind(weights(g * quads + p), "w")
-                for m, lane in enumerate(lanes):
-                    acc = state[m][p]
-                    total = intrinsic(
-                        "llvm.aarch64.neon.sdot.v4i32.v16i8", "int32", 4, value(acc, 4), w, lane
-                    )
-                    code.store(acc, [0], total, 4)
+        """Multiply four channels of one chunk by four outputs."""
+        (w,), (chunk,) = weights, chunks
+        group, quad = divmod(vector, self.outputs // 4)
+        for m, a in enumerate(chunk):
+            whole = reinterpret(a, "int32", 4)
+            lane = reinterpret(tirx.Shuffle([whole], [group] * 4), "int8", 16)
+            acc = state[m][quad]
+            name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+            code.store(acc, [0], intrinsic(name, "int32", 4, value(acc, 4), w, lane), 4)
+
+    def needed(self, size: int) -> int:
+        """Return how many of a chunk's vectors of weights have something to multiply."""
+        return size // _GROUP * (self.outputs // 4)
 
     def finish(self, code: Code, state: Any, spill: Any, first: Expr) -> None:
         """Store the accumulators."""

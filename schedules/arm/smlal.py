@@ -13,7 +13,7 @@ from typing import Any
 
 from resq_tvm.schedules.arm.depth import INT16, Window, longest_window
 from resq_tvm.schedules.arm.runs import Reduction
-from resq_tvm.schedules.arm.scheme import Loader, Scheme, store_quads, value, widen_pairs, zeros
+from resq_tvm.schedules.arm.scheme import Scheme, store_quads, value, widen_pairs, zeros
 from resq_tvm.schedules.arm.smull import high, low, products
 from resq_tvm.schedules.code import Code, Expr, constant
 
@@ -38,18 +38,28 @@ class Smlal(Scheme):
             return narrow, None
         return narrow, [zeros(code, self.outputs, 4, "int32") for _ in range(pixels)]
 
-    def step(
-        self, code: Code, state: Any, pixels: Sequence[Sequence[Expr]], weights: Loader, size: int
+    def multiply(
+        self,
+        code: Code,
+        state: Any,
+        vector: int,
+        weights: Sequence[Expr],
+        chunks: Sequence[Sequence[Expr]],
+        size: int,
     ) -> None:
         """Multiply one chunk; of a short one the upper half is left out."""
-        (chunk,) = pixels
-        for n in range(self.outputs):
-            w = code.bind(weights(n), "w")
+        (w,), (chunk,) = weights, chunks
+        for m, a in enumerate(chunk):
+            acc = state[0][m][vector]
+            code.store(acc, [0], value(acc, 8) + products(low(a), low(w)), 8)
+        if size == 16:
             for m, a in enumerate(chunk):
-                acc = state[0][m][n]
-                code.store(acc, [0], value(acc, 8) + products(low(a), low(w)), 8)
-                if size == 16:
-                    code.store(acc, [0], value(acc, 8) + products(high(a), high(w)), 8)
+                acc = state[0][m][vector]
+                code.store(acc, [0], value(acc, 8) + products(high(a), high(w)), 8)
+
+    def accumulators(self, state: Any) -> list[Any]:
+        """Return the narrow ones."""
+        return [acc for row in state[0] for acc in row]
 
     def flush(self, code: Code, state: Any) -> None:
         """Add the int16 sums to the int32 ones (``sadalp``)."""

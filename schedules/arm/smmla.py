@@ -16,7 +16,7 @@ from tvm import tirx
 
 from resq_tvm.schedules.arm.depth import Window
 from resq_tvm.schedules.arm.runs import Reduction
-from resq_tvm.schedules.arm.scheme import Loader, Scheme, interleave_outputs, value, zeros
+from resq_tvm.schedules.arm.scheme import Scheme, interleave_outputs, value, zeros
 from resq_tvm.schedules.code import Code, Expr, intrinsic, reinterpret
 from resq_tvm.schedules.context import LANES
 
@@ -44,26 +44,28 @@ class Smmla(Scheme):
         """Eight int32x4 per pair of pixels."""
         return [zeros(code, self.outputs // 2, 4, "int32") for _ in range(pixels // 2)]
 
-    def step(
-        self, code: Code, state: Any, pixels: Sequence[Sequence[Expr]], weights: Loader, size: int
+    def multiply(
+        self,
+        code: Code,
+        state: Any,
+        vector: int,
+        weights: Sequence[Expr],
+        chunks: Sequence[Sequence[Expr]],
+        size: int,
     ) -> None:
-        """Multiply one chunk, eight channels after the other."""
-        (chunk,) = pixels
-        pairs = self.outputs // 2
-        for g in range(max(1, size // _GROUP)):
-            rows = []
-            for m in range(0, len(chunk), 2):
-                halves = [reinterpret(a, "int64", 2) for a in chunk[m : m + 2]]
-                both = tirx.Shuffle(halves, [g, 2 + g])
-                rows.append(code.bind(reinterpret(both, "int8", 16), "r"))
-            for p in range(pairs):
-                w = code.bind(weights(g * pairs + p), "w")
-                for m, row in enumerate(rows):
-                    acc = state[m][p]
-                    total = intrinsic(
-                        "llvm.aarch64.neon.smmla.v4i32.v16i8", "int32", 4, value(acc, 4), row, w
-                    )
-                    code.store(acc, [0], total, 4)
+        """Multiply eight channels of one chunk by two outputs."""
+        (w,), (chunk,) = weights, chunks
+        group, pair = divmod(vector, self.outputs // 2)
+        for m in range(0, len(chunk), 2):
+            halves = [reinterpret(a, "int64", 2) for a in chunk[m : m + 2]]
+            row = reinterpret(tirx.Shuffle(halves, [group, 2 + group]), "int8", 16)
+            acc = state[m // 2][pair]
+            name = "llvm.aarch64.neon.smmla.v4i32.v16i8"
+            code.store(acc, [0], intrinsic(name, "int32", 4, value(acc, 4), row, w), 4)
+
+    def needed(self, size: int) -> int:
+        """Return how many of a chunk's vectors of weights have something to multiply."""
+        return max(1, size // _GROUP) * (self.outputs // 2)
 
     def finish(self, code: Code, state: Any, spill: Any, first: Expr) -> None:
         """Store the accumulators: the first half of each belongs to the first pixel."""

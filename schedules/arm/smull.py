@@ -14,7 +14,7 @@ from tvm import tirx
 
 from resq_tvm.schedules.arm.depth import Window
 from resq_tvm.schedules.arm.runs import Reduction
-from resq_tvm.schedules.arm.scheme import Loader, Scheme, store_quads, value, widen_pairs, zeros
+from resq_tvm.schedules.arm.scheme import Scheme, store_quads, value, widen_pairs, zeros
 from resq_tvm.schedules.code import Code, Expr, intrinsic
 
 
@@ -47,20 +47,24 @@ class Smull(Scheme):
         """One int32x4 per pixel and output."""
         return [zeros(code, self.outputs, 4, "int32") for _ in range(pixels)]
 
-    def step(
-        self, code: Code, state: Any, pixels: Sequence[Sequence[Expr]], weights: Loader, size: int
+    def multiply(
+        self,
+        code: Code,
+        state: Any,
+        vector: int,
+        weights: Sequence[Expr],
+        chunks: Sequence[Sequence[Expr]],
+        size: int,
     ) -> None:
         """Multiply one chunk; of a short one the upper half is left out."""
-        (chunk,) = pixels
-        for n in range(self.outputs):
-            w = code.bind(weights(n), "w")
-            sums = [code.bind(products(low(a), low(w)), "p") for a in chunk]
-            if size == 16:
-                both = zip(sums, chunk, strict=True)
-                sums = [code.bind(s + products(high(a), high(w)), "p") for s, a in both]
-            for m, s in enumerate(sums):
-                acc = state[m][n]
-                code.store(acc, [0], value(acc, 4) + widen_pairs("int32", s), 4)
+        (w,), (chunk,) = weights, chunks
+        sums = [code.bind(products(low(a), low(w)), "p") for a in chunk]
+        if size == 16:
+            both = zip(sums, chunk, strict=True)
+            sums = [code.bind(s + products(high(a), high(w)), "p") for s, a in both]
+        for m, s in enumerate(sums):
+            acc = state[m][vector]
+            code.store(acc, [0], value(acc, 4) + widen_pairs("int32", s), 4)
 
     def finish(self, code: Code, state: Any, spill: Any, first: Expr) -> None:
         """Sum the four lanes of every accumulator."""

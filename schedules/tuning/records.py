@@ -12,6 +12,7 @@ from resq_tvm.schedules.signature import digest, signature
 from resq_tvm.schedules.space import tunable
 from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.schedules.tuning.database import Database, open_records
+from resq_tvm.schedules.tuning.emulated import emulated_fingerprint, is_emulated
 from resq_tvm.schedules.tuning.fingerprint import Fingerprint
 from resq_tvm.targets.preset import Target
 
@@ -38,7 +39,8 @@ def decider(
         ``"shipped"``: the records of this package, where it has some of this very machine, else
         the rules; ``"none"``: the rules; or a folder that ``resq-tvm tune`` wrote.
     device : str, optional
-        What the artifact will run on, as tuning named it; this machine's processor by default.
+        What the artifact will run on, as tuning named it; this machine's processor by default, or
+        the emulated board for a core of another architecture.
     threads : int
         Threads per kernel of the measurements.
 
@@ -49,7 +51,10 @@ def decider(
     """
     if database == NONE:
         return by_rules(target)
-    fingerprint = Fingerprint(target.name, device or cpu_model(), threads)
+    if device is None and is_emulated(target):
+        fingerprint = emulated_fingerprint(target)
+    else:
+        fingerprint = Fingerprint(target.name, device or cpu_model(), threads)
     if database == SHIPPED:
         folder = SHIPPED_FOLDER / fingerprint.folder
         if not folder.exists():

@@ -17,6 +17,8 @@ from resq_tvm.errors import TuningError
 from resq_tvm.schedules.tuning.build import ENTRY
 from resq_tvm.schedules.tuning.devices import Built, DeviceLostError
 from resq_tvm.schedules.tuning.scenes import Scene
+from resq_tvm.targets.preset import Target
+from resq_tvm.targets.toolchain import export_options
 
 Array = NDArray[Any]
 
@@ -94,14 +96,19 @@ class RpcDevice:
     address : RpcAddress
     threads : int
         Threads per kernel.
+    target : Target, optional
+        What the board is; None: a machine like this one.
 
     Raises
     ------
     DeviceLostError
         If no board can be had.
+    TargetError
+        If the board's cross compiler is absent.
     """
 
-    def __init__(self, address: RpcAddress, threads: int = 1) -> None:
+    def __init__(self, address: RpcAddress, threads: int = 1, target: Target | None = None) -> None:
+        self._export = export_options(target) if target else {}
         try:
             tracker = rpc.connect_tracker(address.host, address.port)
             self._remote = tracker.request(
@@ -127,7 +134,7 @@ class RpcDevice:
         with tempfile.TemporaryDirectory(prefix="resq-") as folder, self._blame():
             for module, constants in programs:
                 path = Path(folder) / f"{uuid.uuid4().hex}.so"
-                module.export_library(str(path))
+                module.export_library(str(path), **self._export)
                 self._remote.upload(str(path))
                 loaded = self._remote.load_module(path.name)
                 device = self._remote.cpu(0)

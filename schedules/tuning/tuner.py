@@ -91,6 +91,8 @@ class Progress:
         Of this run.
     results : callable
         Gives the results so far, by task.
+    simulated : bool
+        Whether times are simulated.
     """
 
     stage: str
@@ -100,6 +102,7 @@ class Progress:
     seconds: float
     failures: dict[str, int]
     results: Callable[[], list[TaskResult]]
+    simulated: bool = False
 
     @property
     def eta_s(self) -> float | None:
@@ -256,9 +259,17 @@ class Tuner:
             self._tell("contest", search, done, len(jobs))
 
     def _tell(self, stage: str, search: Search, done: int, total: int) -> None:
-        failures = dict(self.failures)
         self._observe(
-            Progress(stage, search.task, done, total, self.seconds, failures, self.results)
+            Progress(
+                stage,
+                search.task,
+                done,
+                total,
+                self.seconds,
+                dict(self.failures),
+                self.results,
+                self.database.fingerprint.simulated,
+            )
         )
 
     def _give_up_if_nothing_works(self) -> None:

@@ -6,11 +6,9 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,18 @@ import pytest
 
 import resq_tvm as resq
 from resq_tvm.errors import ArtifactError, CompileError, ConfigError, TargetError, TuningError
+from resq_tvm.schedules import space
 from resq_tvm.schedules.choice import HEURISTIC
+from resq_tvm.schedules.spec import Conv, FusedKernel
+from resq_tvm.schedules.tuning import tasks
 from resq_tvm.schedules.tuning.database import RECORDS_NAME, fingerprints_in, open_records
 from resq_tvm.schedules.tuning.rpc import RpcAddress
 from resq_tvm.session import Session
 from resq_tvm.tuning import tune
 from tests.resq_tvm.test_cli_end_to_end import ROOT
 from tests.resq_tvm.test_cli_end_to_end import resq as command
+from tests.rpc import answers, count, free_port, running, wait_for
+from tests.tools import board_tools
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +135,34 @@ def test_bad_options(qnet: Path, tmp_path: Path) -> None:
         RpcAddress.parse("host:1", None)
 
 
+def decided(kernel: FusedKernel) -> bool:
+    """Return whether a kernel is computed in tiles."""
+    return isinstance(kernel.anchor, Conv) and not kernel.anchor.depthwise
+
+
+@pytest.mark.aarch64
+def test_an_arm_core_is_tuned_on_the_emulated_board(
+    qnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board_tools()
+    tiles = {"tile_y": (1,), "tile_x": (1, 2, 4), "inner_o": (0, 1)}
+    for module in (space, tasks):
+        monkeypatch.setattr(module, "knobs", lambda k, *_: tiles if decided(k) else {})
+    net = resq.QuantizedNetwork.load(qnet)
+    runs = []
+    for name in ("once", "again"):
+        report = tune(net, "cortex-a53", work_dir=tmp_path / name, trials=10, timeout_s=60)
+        assert report.fingerprint.simulated and report.to_dict()["simulated"] is True
+        assert report.folder.name.endswith("-simulated") and report.roof is None
+        assert report.measured == 10 and not report.failures
+        runs.append({r.task.key: (r.heuristic_s, r.best_s) for r in report.results})
+    assert runs[0] == runs[1]
+    artifact = resq.compile(net, target="cortex-a53", database=tmp_path / "once")
+    assert any(k.origin.startswith("record ") for k in artifact.manifest.kernels)
+    with pytest.raises(ConfigError, match="emulated board here, with one thread"):
+        tune(net, "cortex-a53", work_dir=tmp_path, threads=2)
+
+
 def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "resq_tvm.cli", "tune", *map(str, arguments), "--json"],
@@ -160,27 +191,6 @@ def test_a_killed_run_loses_nothing(qnet: Path, tmp_path: Path, how: signal.Sign
     assert lines(tmp_path)[: len(kept) - 1] == kept[:-1]  # the last may have been torn
     assert result["measured"] <= 60 - len(kept) + 1
     assert all(t["settled"] for t in result["tasks"] if t["best_ms"] is not None)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def running(*arguments: object) -> Iterator[subprocess.Popen[Any]]:
-    """Run a module of TVM with its own children in a process group, and end all of them."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, arguments)], start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_a_server_that_dies_is_survived(qnet: Path, tmp_path: Path) -> None:
@@ -217,23 +227,3 @@ def test_a_server_that_dies_is_survived(qnet: Path, tmp_path: Path) -> None:
     assert report.failures == {}  # what the dead board held went to the other one
     assert report.fingerprint.device == "board" and report.roof is None
     assert len(lines(tmp_path)) >= 24
-
-
-def answers(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        return True
-    return False
-
-
-def count(address: RpcAddress) -> int:
-    with contextlib.suppress(TuningError):
-        return address.boards()
-    return 0
-
-
-def wait_for(ready: Any) -> None:
-    end = time.monotonic() + 60
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.2)

@@ -1,0 +1,1 @@
+"""The runtime without Python: C++ sources, and what copies and builds them."""

@@ -1,0 +1,197 @@
+"""Inner loops for in-order cores, as inline assembly.
+
+An in-order core waits for every load that comes too late, and LLVM neither starts loads of the next
+step early enough nor keeps a hand-made order. These loops load what the next round needs between
+the products of the current one. The accumulators stay in registers that LLVM chooses; everything
+around the loop remains TIR.
+
+A *round* is ``unit`` chunks of every pixel. Activations are read at one common offset from a
+pointer per pixel; after every ``stretch`` rounds the offset jumps to the next row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import tirx
+
+from resq_tvm.schedules.arm.runs import CHUNK
+from resq_tvm.schedules.code import Code, Expr, cast, load
+
+_TYPES = {"int8": "<16 x i8>", "int16": "<8 x i16>", "int32": "<4 x i32>"}
+_SCALARS = ("w", "rounds", "off", "left")  # change in the loop
+_CONSTANTS = ("stretch", "step", "jump")
+_SCRATCH = ("t", "window")
+
+Lines = list[str]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The rounds of a scheme, in assembly with named operands such as ``{acc0}`` and ``{w}``.
+
+    Attributes
+    ----------
+    start : list of str
+        Loads what the first round needs.
+    rounds : tuple of list of str
+        Rounds that load what the next one needs, in turn: the next of the last is the first.
+    last : tuple of list of str
+        The same rounds without these loads.
+    free : int
+        Vector registers, from v31 downwards, that the loop uses besides the accumulators.
+    unit : int
+        Chunks of a round.
+    """
+
+    start: Lines
+    rounds: tuple[Lines, ...]
+    last: tuple[Lines, ...]
+    free: int
+    unit: int = 1
+
+
+def register(number: int) -> str:
+    """Return the name of the loop's own vector register ``number``, from v31 downwards."""
+    return f"v{31 - number}"
+
+
+def load_pixel(target: str, pixel: int, chunk: int = 0) -> str:
+    """Return the load of a pixel's chunk of the round at the current offset."""
+    if chunk:
+        return f"ldr q{target[1:]}, [{{p{pixel}x{chunk}}}, {{off}}]"
+    return f"ldr q{target[1:]}, [{{p{pixel}}}, {{off}}]"
+
+
+def load_weight(target: str) -> str:
+    """Return the load of the next vector of weights."""
+    return f"ldr q{target[1:]}, [{{w}}], #{CHUNK}"
+
+
+STEP = [
+    "subs {left}, {left}, #1",
+    "csel {t}, {jump}, {step}, eq",
+    "csel {left}, {stretch}, {left}, eq",
+]  # how far the next round's operands lie
+MOVE = "add {off}, {off}, {t}"  # behind the last load of a round
+
+
+def weave(products: Lines, others: Lines, first: int = 0, until: int | None = None) -> Lines:
+    """Spread other instructions evenly between products ``first`` and ``until``, in order."""
+    last = len(products) if until is None else until
+    places: dict[int, Lines] = {}
+    for i, line in enumerate(others):
+        places.setdefault(first + i * (last - first) // max(1, len(others)), []).append(line)
+    woven: Lines = []
+    for i, product in enumerate(products):
+        woven += [product, *places.get(i, [])]
+    return woven
+
+
+def _text(loop: Loop) -> Lines:
+    """Return the whole loop: rounds take turns, and the last one loads nothing."""
+    lines = [*loop.start, "subs {rounds}, {rounds}, #1", "b.eq 20f", "1:"]
+    turns = len(loop.rounds)
+    for i, body in enumerate(loop.rounds):
+        end = "b.ne 1b" if i == turns - 1 else f"b.eq {20 + i + 1}f"
+        lines += [*body, "subs {rounds}, {rounds}, #1", end]
+    for i, body in enumerate(loop.last):
+        lines += [f"{20 + i}:", *body]
+        if i < turns - 1:
+            lines.append("b 40f")
+    return [*lines, "40:"]
+
+
+@dataclass(frozen=True)
+class Routine:
+    """A loop as an LLVM function that is always inlined.
+
+    Attributes
+    ----------
+    name : str
+        Tells routines of different code apart.
+    source : str
+        LLVM IR.
+    """
+
+    name: str
+    source: str = field(repr=False)
+
+
+def routine(loop: Loop, accumulators: Sequence[str], pixels: int) -> Routine:
+    """Return the LLVM function of a loop.
+
+    Parameters
+    ----------
+    loop : Loop
+    accumulators : sequence of str
+        The lanes' dtype of each: ``"int8"``, ``"int16"`` or ``"int32"``.
+    pixels : int
+    """
+    kinds = [_TYPES[a] for a in accumulators]
+    count = len(kinds)
+    moving = [f"acc{i}" for i in range(count)] + list(_SCALARS)
+    pointers = [f"p{m}" for m in range(pixels)]
+    pointers += [f"p{m}x{u}" for u in range(1, loop.unit) for m in range(pixels)]
+    # Outputs come first: what moves, and scratch registers; then what is only read.
+    names = {name: f"${i}" for i, name in enumerate([*moving, *_SCRATCH])}
+    tied = len(names)
+    for i, name in enumerate([*pointers, *_CONSTANTS]):
+        names[name] = f"${tied + len(moving) + i}"
+    text = "\\0A".join(line.format(**names) for line in _text(loop))
+    # Early clobbers: equal inputs, such as a counter and its start value, must not share one.
+    outputs = ["=&w"] * count + ["=&r"] * (len(_SCALARS) + len(_SCRATCH))
+    inputs = [str(i) for i in range(len(moving))] + ["r"] * (len(pointers) + len(_CONSTANTS))
+    clobbers = [f"~{{{register(i)}}}" for i in range(loop.free)] + ["~{nzcv}", "~{memory}"]
+    constraints = ",".join([*outputs, *inputs, *clobbers])
+    integers = ["i64"] * (len(_SCALARS) + len(_SCRATCH))
+    result = "{" + ", ".join([*kinds, *integers]) + "}"
+    arguments = [f"ptr %acc{i}" for i in range(count)] + [f"ptr %{p}" for p in ("w", *pointers)]
+    arguments += [f"i64 %{n}" for n in (*_SCALARS[1:], *_CONSTANTS)]
+    body = [f"  %v{i} = load {kind}, ptr %acc{i}" for i, kind in enumerate(kinds)]
+    body.append("  %wi = ptrtoint ptr %w to i64")
+    given = [f"{kind} %v{i}" for i, kind in enumerate(kinds)] + ["i64 %wi"]
+    given += [f"i64 %{n}" for n in _SCALARS[1:]]
+    given += [f"ptr %{p}" for p in pointers] + [f"i64 %{n}" for n in _CONSTANTS]
+    body.append(
+        f'  %r = call {result} asm sideeffect "{text}", "{constraints}"({", ".join(given)})'
+    )
+    for i, kind in enumerate(kinds):
+        body.append(f"  %o{i} = extractvalue {result} %r, {i}")
+        body.append(f"  store {kind} %o{i}, ptr %acc{i}")
+    lines = [f"({', '.join(arguments)}) {{", *body, "  ret void", "}", ""]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+    name = f"resq_loop_{digest}"
+    return Routine(name, f"; ModuleID = '{name}'\ndefine void @{name}" + "\n".join(lines))
+
+
+def call(
+    code: Code,
+    made: Routine,
+    accumulators: Sequence[Any],
+    weights: Expr,
+    pixels: Sequence[Expr],
+    numbers: Sequence[Expr],
+) -> None:
+    """Emit a call of a routine.
+
+    Parameters
+    ----------
+    accumulators : sequence of buffers
+    weights, pixels
+        Loads of one element each, where the operands begin; of rounds of several chunks the
+        pixels of the first chunk, then those of the second.
+    numbers : sequence
+        Rounds, offset in bytes, rounds until the first jump, rounds between jumps; bytes of a
+        round, and of one behind which the next row begins.
+    """
+    code.require(made.source)
+    arguments = [tirx.op.address_of(load(acc, [0], 1)) for acc in accumulators]
+    arguments += [tirx.op.address_of(one) for one in (weights, *pixels)]
+    for number in numbers:
+        is_number = isinstance(number, int)
+        arguments.append(tirx.const(number, "int64") if is_number else cast(number, "int64", 1))
+    code.run(tirx.call_extern("void", made.name, *arguments))
