@@ -101,6 +101,7 @@ class Context:
         self.code = Code()
         self.constants: list[tuple[str, NDArray[Any]]] = []
         self._constant_buffers: list[Any] = []
+        self.planes: dict[str, Any] = {}  # input → its bit planes
         self.choosers: list[Any] = []  # of the epilogue: a budget comes after all tiles
         specs = {s.name: s for s in (*kernel.inputs, *kernel.outputs, *_maps(kernel))}
         self._buffers = {

@@ -10,7 +10,7 @@ from functools import partial
 
 from resq_tvm.schedules.arm.core import ArmCore
 from resq_tvm.schedules.arm.runs import CHUNK
-from resq_tvm.schedules.arm.schemes import SCHEMES
+from resq_tvm.schedules.arm.ternary import TERNARY, TernaryCore
 from resq_tvm.schedules.code import Expr
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
 from resq_tvm.schedules.dotcore import DotCore
@@ -23,15 +23,17 @@ from resq_tvm.schedules.sparse import changed_tiles
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
 
-Core = ArmCore | DotCore
+Core = ArmCore | TernaryCore | DotCore
 
 
 def emit_conv(ctx: Context) -> None:
     """Emit a dense or grouped integer convolution with its epilogue."""
-    arm = ctx.decision.method in SCHEMES
-    step = CHUNK if arm else dot_for(ctx.target).group
+    core: type[Core] = DotCore
+    step = dot_for(ctx.target).group
+    if ctx.decision.method != "dot":
+        core = TernaryCore if ctx.decision.method == TERNARY else ArmCore
+        step = CHUNK
     ctx.kernel = densify(ctx.kernel, ctx.decision.tile_o * LANES, step)
-    core: type[Core] = ArmCore if arm else DotCore
     anchor = ctx.kernel.anchor
     assert isinstance(anchor, Conv)
     epilogue = Epilogue(ctx)

@@ -11,6 +11,7 @@ from tvm import tirx
 
 from resq_tvm.schedules.arm.depthwise import emit_depthwise_arm
 from resq_tvm.schedules.arm.schemes import SCHEMES
+from resq_tvm.schedules.arm.ternary import TERNARY
 from resq_tvm.schedules.budget import emit_budget
 from resq_tvm.schedules.context import Context
 from resq_tvm.schedules.conv import emit_conv
@@ -44,7 +45,7 @@ _CONVOLUTIONS: dict[str, Callable[[Context], None]] = {
     "quads": emit_interleaved,
     "taps": emit_depthwise,
     "narrow": emit_depthwise_arm,
-    **dict.fromkeys(SCHEMES, emit_conv),
+    **dict.fromkeys((*SCHEMES, TERNARY), emit_conv),
 }
 _EMITTERS: dict[type, Callable[[Context], None]] = {
     FloatConv: emit_float_conv,

@@ -22,8 +22,6 @@ from resq_tvm.schedules.arm.runs import CHUNK
 from resq_tvm.schedules.code import Code, Expr, cast, load
 
 _TYPES = {"int8": "<16 x i8>", "int16": "<8 x i16>", "int32": "<4 x i32>"}
-_SCALARS = ("w", "rounds", "off", "left")  # change in the loop
-_CONSTANTS = ("stretch", "step", "jump")
 _SCRATCH = ("t", "window")
 
 Lines = list[str]
@@ -45,6 +43,10 @@ class Loop:
         Vector registers, from v31 downwards, that the loop uses besides the accumulators.
     unit : int
         Chunks of a round.
+    walks : bool
+        Whether the pixels' pointers move, rather than a common offset.
+    aside : tuple of list of str
+        What rounds branch to now and then: out of the way of those that do not.
     """
 
     start: Lines
@@ -52,6 +54,8 @@ class Loop:
     last: tuple[Lines, ...]
     free: int
     unit: int = 1
+    walks: bool = False
+    aside: tuple[Lines, ...] = ()
 
 
 def register(number: int) -> str:
@@ -100,9 +104,9 @@ def _text(loop: Loop) -> Lines:
         lines += [*body, "subs {rounds}, {rounds}, #1", end]
     for i, body in enumerate(loop.last):
         lines += [f"{20 + i}:", *body]
-        if i < turns - 1:
+        if i < turns - 1 or loop.aside:
             lines.append("b 40f")
-    return [*lines, "40:"]
+    return [*lines, *(line for part in loop.aside for line in part), "40:"]
 
 
 @dataclass(frozen=True)
@@ -133,32 +137,33 @@ def routine(loop: Loop, accumulators: Sequence[str], pixels: int) -> Routine:
     """
     kinds = [_TYPES[a] for a in accumulators]
     count = len(kinds)
-    moving = [f"acc{i}" for i in range(count)] + list(_SCALARS)
     pointers = [f"p{m}" for m in range(pixels)]
     pointers += [f"p{m}x{u}" for u in range(1, loop.unit) for m in range(pixels)]
-    # Outputs come first: what moves, and scratch registers; then what is only read.
-    names = {name: f"${i}" for i, name in enumerate([*moving, *_SCRATCH])}
-    tied = len(names)
-    for i, name in enumerate([*pointers, *_CONSTANTS]):
-        names[name] = f"${tied + len(moving) + i}"
+    # What moves, by the order of the LLVM function's parameters: pointers, then numbers.
+    counters = ["rounds", "left"] if loop.walks else ["rounds", "off", "left"]
+    constants = ["stretch", "jump"] if loop.walks else ["stretch", "step", "jump"]
+    addresses = ["w", *(pointers if loop.walks else [])]
+    moving = [*addresses, *counters]
+    fixed = [*([] if loop.walks else pointers), *constants]
+    outputs = [*(f"acc{i}" for i in range(count)), *moving]
+    names = {name: f"${i}" for i, name in enumerate([*outputs, *_SCRATCH])}
+    for i, name in enumerate(fixed):
+        names[name] = f"${2 * len(outputs) + len(_SCRATCH) + i}"
     text = "\\0A".join(line.format(**names) for line in _text(loop))
     # Early clobbers: equal inputs, such as a counter and its start value, must not share one.
-    outputs = ["=&w"] * count + ["=&r"] * (len(_SCALARS) + len(_SCRATCH))
-    inputs = [str(i) for i in range(len(moving))] + ["r"] * (len(pointers) + len(_CONSTANTS))
-    clobbers = [f"~{{{register(i)}}}" for i in range(loop.free)] + ["~{nzcv}", "~{memory}"]
-    constraints = ",".join([*outputs, *inputs, *clobbers])
-    integers = ["i64"] * (len(_SCALARS) + len(_SCRATCH))
-    result = "{" + ", ".join([*kinds, *integers]) + "}"
+    constraints = ["=&w"] * count + ["=&r"] * (len(moving) + len(_SCRATCH))
+    constraints += [str(i) for i in range(len(outputs))] + ["r"] * len(fixed)
+    constraints += [f"~{{{register(i)}}}" for i in range(loop.free)] + ["~{nzcv}", "~{memory}"]
+    result = "{" + ", ".join([*kinds, *["i64"] * (len(moving) + len(_SCRATCH))]) + "}"
     arguments = [f"ptr %acc{i}" for i in range(count)] + [f"ptr %{p}" for p in ("w", *pointers)]
-    arguments += [f"i64 %{n}" for n in (*_SCALARS[1:], *_CONSTANTS)]
+    arguments += [f"i64 %{n}" for n in (*counters, *constants)]
     body = [f"  %v{i} = load {kind}, ptr %acc{i}" for i, kind in enumerate(kinds)]
-    body.append("  %wi = ptrtoint ptr %w to i64")
-    given = [f"{kind} %v{i}" for i, kind in enumerate(kinds)] + ["i64 %wi"]
-    given += [f"i64 %{n}" for n in _SCALARS[1:]]
-    given += [f"ptr %{p}" for p in pointers] + [f"i64 %{n}" for n in _CONSTANTS]
-    body.append(
-        f'  %r = call {result} asm sideeffect "{text}", "{constraints}"({", ".join(given)})'
-    )
+    body += [f"  %i_{p} = ptrtoint ptr %{p} to i64" for p in addresses]
+    given = [f"{kind} %v{i}" for i, kind in enumerate(kinds)]
+    given += [f"i64 %i_{p}" for p in addresses] + [f"i64 %{n}" for n in counters]
+    given += [f"{'i64' if n in constants else 'ptr'} %{n}" for n in fixed]
+    listed = ",".join(constraints)
+    body.append(f'  %r = call {result} asm sideeffect "{text}", "{listed}"({", ".join(given)})')
     for i, kind in enumerate(kinds):
         body.append(f"  %o{i} = extractvalue {result} %r, {i}")
         body.append(f"  store {kind} %o{i}, ptr %acc{i}")
@@ -186,7 +191,8 @@ def call(
         pixels of the first chunk, then those of the second.
     numbers : sequence
         Rounds, offset in bytes, rounds until the first jump, rounds between jumps; bytes of a
-        round, and of one behind which the next row begins.
+        round, and of one behind which the next row begins. Where pointers walk: rounds, rounds
+        until the first jump, rounds between jumps, bytes of a jump.
     """
     code.require(made.source)
     arguments = [tirx.op.address_of(load(acc, [0], 1)) for acc in accumulators]

@@ -174,8 +174,7 @@ def nibble(window: Window) -> Loop:
                 lines.append(load_pixel(pixels[m], m))
                 lines += weights[m : m + 1] + STEP[m : m + 1]
         if more:
-            lines += [MOVE, "subs {window}, {window}, #1", "b.ne 3f"]
-            lines += [*separate, f"mov {{window}}, #{size}", "3:"]
+            lines += [MOVE, "subs {window}, {window}, #1", f"b.eq {30 + s}f", f"{3 + s}:"]
         else:
             lines += separate
         return lines
@@ -189,7 +188,11 @@ def nibble(window: Window) -> Loop:
     start = [load_pixel(pixels[m], m) for m in range(PIXELS)]
     start += [load_weight(w) for w in sets[0]]
     start += [*STEP, MOVE, f"mov {{window}}, #{size}"]
-    return Loop(start, (body(0, True), body(1, True)), (body(0, False), body(1, False)), 8)
+    aside = tuple(
+        [f"{30 + s}:", *separate, f"mov {{window}}, #{size}", f"b {3 + s}b"] for s in range(2)
+    )
+    last = (body(0, False), body(1, False))
+    return Loop(start, (body(0, True), body(1, True)), last, 8, aside=aside)
 
 
 LOOPS: dict[str, Callable[[Window], Loop]] = {

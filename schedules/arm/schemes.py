@@ -14,6 +14,7 @@ from resq_tvm.schedules.arm.sdot import Sdot
 from resq_tvm.schedules.arm.smlal import Smlal
 from resq_tvm.schedules.arm.smmla import Smmla
 from resq_tvm.schedules.arm.smull import Smull
+from resq_tvm.schedules.arm.ternary import TERNARY, applies
 from resq_tvm.schedules.packing import densify
 from resq_tvm.schedules.spec import Conv, FusedKernel
 from resq_tvm.targets.preset import Target
@@ -24,17 +25,17 @@ SCHEMES: dict[str, type[Scheme]] = {
 
 # What each core can run at all.
 AVAILABLE = {
-    "neon": ("nibble", "deep", "pairs", "smlal", "smull"),
-    "neon-dot": ("sdot", "nibble", "deep", "pairs", "smlal", "smull"),
-    "neon-i8mm": ("smmla", "sdot", "nibble", "deep", "pairs", "smlal", "smull"),
+    "neon": (TERNARY, "nibble", "deep", "pairs", "smlal", "smull"),
+    "neon-dot": ("sdot", TERNARY, "nibble", "deep", "pairs", "smlal", "smull"),
+    "neon-i8mm": ("smmla", "sdot", TERNARY, "nibble", "deep", "pairs", "smlal", "smull"),
 }
 
 # What pays there, the best first (docs/arm.md has the figures); the first that applies is used.
 # A multiplication of 16 bytes takes two cycles of one pipe of a Cortex-A72, half of what the
 # widening multiplications reach, so that of the narrow schemes only `Nibble` pays there.
 PREFERRED = {
-    "cortex-a53": ("nibble", "deep", "pairs", "smlal", "smull"),
-    "cortex-a72": ("nibble", "smull"),
+    "cortex-a53": (TERNARY, "deep", "pairs", "smlal", "smull"),
+    "cortex-a72": (TERNARY, "nibble", "smull"),
     "cortex-a55": ("sdot",),
     "cortex-a76": ("sdot",),
     "cortex-a710": ("smmla",),
@@ -63,9 +64,17 @@ def proofs(kernel: FusedKernel, name: str) -> list[Window] | None:
     return windows
 
 
+def _holds(kernel: FusedKernel, name: str) -> bool:
+    """Return whether a scheme applies to a kernel."""
+    if name == TERNARY:
+        assert isinstance(kernel.anchor, Conv)
+        return applies(kernel, limits_of(kernel.anchor))
+    return proofs(kernel, name) is not None
+
+
 def applicable(kernel: FusedKernel, target: Target) -> list[str]:
     """Return the schemes that a target can run and that hold the kernel's sums."""
-    return [name for name in AVAILABLE[target.isa] if proofs(kernel, name) is not None]
+    return [name for name in AVAILABLE[target.isa] if _holds(kernel, name)]
 
 
 def choose(kernel: FusedKernel, target: Target, wanted: str | None = None) -> tuple[str, str]:
@@ -89,6 +98,6 @@ def choose(kernel: FusedKernel, target: Target, wanted: str | None = None) -> tu
     if wanted is not None:
         order = (wanted, *(name for name in order if name != wanted))
     for name in order:
-        if proofs(kernel, name) is not None:
+        if _holds(kernel, name):
             return name, "dot"
     raise AssertionError("the last scheme of every core applies to every kernel")
