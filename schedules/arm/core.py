@@ -11,10 +11,11 @@ from tvm import tirx
 
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules.arm.assembly import call, routine
+from resq_tvm.schedules.arm.depth import limits_of
 from resq_tvm.schedules.arm.loops import LOOPS, PIXELS
 from resq_tvm.schedules.arm.runs import CHUNK, Run, reduction_of
 from resq_tvm.schedules.arm.scheme import Scheme
-from resq_tvm.schedules.arm.schemes import SCHEMES, limits_of
+from resq_tvm.schedules.arm.schemes import SCHEMES
 from resq_tvm.schedules.arm.steps import Steps, Weight
 from resq_tvm.schedules.code import Expr, constant, load, reinterpret, splat
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div

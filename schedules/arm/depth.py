@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resq_tvm.schedules.arm.runs import CHUNK, Reduction
+from resq_tvm.schedules.spec import Conv
 
 INT8, INT16 = 127, 32767
+_LARGEST_CODE = 127
 
 Level = Literal["all", "row", "run", "chunks"]
 
@@ -33,6 +35,12 @@ class Window:
     level: Level
     chunks: int
     largest: int
+
+
+def limits_of(anchor: Conv) -> tuple[int, int]:
+    """Return the largest magnitudes of a convolution's codes and weights."""
+    activation = anchor.limits[0] if anchor.limits is not None else _LARGEST_CODE
+    return activation, int(np.abs(anchor.weight.astype(np.int32)).max(initial=0))
 
 
 def longest_window(

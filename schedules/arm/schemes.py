@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from resq_tvm.schedules.arm.deep import Deep
-from resq_tvm.schedules.arm.depth import Window
+from resq_tvm.schedules.arm.depth import Window, limits_of
 from resq_tvm.schedules.arm.nibble import Nibble
 from resq_tvm.schedules.arm.pairs import Pairs
 from resq_tvm.schedules.arm.runs import reduction_of
@@ -14,7 +12,7 @@ from resq_tvm.schedules.arm.sdot import Sdot
 from resq_tvm.schedules.arm.smlal import Smlal
 from resq_tvm.schedules.arm.smmla import Smmla
 from resq_tvm.schedules.arm.smull import Smull
-from resq_tvm.schedules.arm.ternary import TERNARY, applies
+from resq_tvm.schedules.arm.ternary import TERNARY, fits, pays
 from resq_tvm.schedules.packing import densify
 from resq_tvm.schedules.spec import Conv, FusedKernel
 from resq_tvm.targets.preset import Target
@@ -44,12 +42,6 @@ PREFERRED = {
 _LANES = 16
 
 
-def limits_of(anchor: Conv) -> tuple[int, int]:
-    """Return the largest magnitudes of a convolution's codes and weights."""
-    activation = anchor.limits[0] if anchor.limits is not None else 127
-    return activation, int(np.abs(anchor.weight.astype(np.int32)).max(initial=0))
-
-
 def proofs(kernel: FusedKernel, name: str) -> list[Window] | None:
     """Return when a scheme's accumulators are flushed, per phase; None if it does not apply."""
     kernel = densify(kernel, _LANES, _LANES)
@@ -68,7 +60,7 @@ def _holds(kernel: FusedKernel, name: str) -> bool:
     """Return whether a scheme applies to a kernel."""
     if name == TERNARY:
         assert isinstance(kernel.anchor, Conv)
-        return applies(kernel, limits_of(kernel.anchor))
+        return fits(kernel, limits_of(kernel.anchor))
     return proofs(kernel, name) is not None
 
 
@@ -98,6 +90,8 @@ def choose(kernel: FusedKernel, target: Target, wanted: str | None = None) -> tu
     if wanted is not None:
         order = (wanted, *(name for name in order if name != wanted))
     for name in order:
+        if name == TERNARY and name != wanted and not pays(kernel):
+            continue
         if _holds(kernel, name):
             return name, "dot"
     raise AssertionError("the last scheme of every core applies to every kernel")

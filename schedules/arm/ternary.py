@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from resq_tvm.errors import CompileError
 from resq_tvm.schedules.arm.assembly import (
     Lines,
     Loop,
@@ -22,7 +23,7 @@ from resq_tvm.schedules.arm.assembly import (
     routine,
     weave,
 )
-from resq_tvm.schedules.arm.depth import INT16
+from resq_tvm.schedules.arm.depth import INT16, limits_of
 from resq_tvm.schedules.arm.planes import GROUP, emit_planes, pack, packable, plane_bytes
 from resq_tvm.schedules.arm.runs import CHUNK, Run, reduction_of
 from resq_tvm.schedules.arm.scheme import value, zeros
@@ -38,19 +39,24 @@ _WINDOW = 31  # steps of at most 8 per byte
 _WORTH = 96  # products per code: with fewer, making the planes takes too long
 
 
-def applies(kernel: FusedKernel, limits: tuple[int, int]) -> bool:
-    """Return whether a kernel's codes and weights are ternary, and planes pay."""
+def fits(kernel: FusedKernel, limits: tuple[int, int]) -> bool:
+    """Return whether a kernel's codes and weights are ternary and its inputs can be packed."""
     anchor = kernel.anchor
     if not isinstance(anchor, Conv) or limits != (1, 1) or kernel.sparse is not None:
         return False
     dense = densify(kernel, LANES, CHUNK).anchor
     assert isinstance(dense, Conv)
     specs = [kernel.tensor(name) for name in anchor.inputs]
-    codes = sum(int(np.prod(spec.shape)) for spec in specs)
-    products = anchor.weight.size * kernel.h * kernel.w
-    depth = dense.weight[0].size
-    fits = all(s.c_phys % GROUP == 0 and packable(int(np.prod(s.shape))) for s in specs)
-    return fits and dense.groups == 1 and depth <= INT16 and products >= _WORTH * codes
+    whole = all(s.c_phys % GROUP == 0 and packable(int(np.prod(s.shape))) for s in specs)
+    return whole and dense.groups == 1 and dense.weight[0].size <= INT16
+
+
+def pays(kernel: FusedKernel) -> bool:
+    """Return whether every code is used often enough to be packed."""
+    anchor = kernel.anchor
+    assert isinstance(anchor, Conv)
+    codes = sum(int(np.prod(kernel.tensor(name).shape)) for name in anchor.inputs)
+    return anchor.weight.size * kernel.h * kernel.w >= _WORTH * codes
 
 
 def loop() -> Loop:
@@ -139,6 +145,11 @@ class TernaryCore:
     ----------
     in_memory : bool
         Whether `reduce` leaves the sums in memory.
+
+    Raises
+    ------
+    CompileError
+        If the kernel is not one of ternary codes that can be packed.
     """
 
     in_memory = True
@@ -147,6 +158,11 @@ class TernaryCore:
         anchor = ctx.kernel.anchor
         assert isinstance(anchor, Conv) and len(block.lanes) == 1
         self.ctx, self.code, self.anchor, self.block = ctx, ctx.code, anchor, block
+        if not fits(ctx.kernel, limits_of(anchor)):
+            raise CompileError(
+                f"kernel {ctx.kernel.name}: scheme {TERNARY} needs codes and weights of 2 bits in "
+                "packable tensors; let the rules choose"
+            )
         for name in anchor.inputs:
             if name not in ctx.planes:
                 ctx.planes[name] = emit_planes(ctx, name)

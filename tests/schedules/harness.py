@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ from resq_tvm.schedules.spec import (
     Store,
     TensorSpec,
 )
+from resq_tvm.targets.emulated.board import EmulatedBoard
+from resq_tvm.targets.emulated.kernels import run_kernel
 from resq_tvm.targets.preset import PRESETS, Target, missing_features
-from resq_tvm.targets.toolchain import is_foreign
+from resq_tvm.targets.toolchain import export_options, is_foreign
 
 TARGETS = [name for name, target in PRESETS.items() if not is_foreign(target)]
 
@@ -83,18 +87,36 @@ def execute(
 ) -> dict[str, NDArray[Any]]:
     """Compile and run a kernel; returns logical outputs and checks the halos."""
     func, constants = emit(kernel, decision or decide(kernel, target), target)
-    module = tvm.compile(tvm.IRModule({"main": func}), target=tvm.target.Target(target.llvm))
+    module = tvm.compile(
+        tvm.IRModule({"main": func.with_attr("global_symbol", "main")}),
+        target=tvm.target.Target(target.llvm),
+    )
     zero = kernel.code.zero_point
     physical = [meaning.to_physical(s, inputs[s.name], zero) for s in kernel.inputs]
-    results = [tvm.runtime.tensor(np.full(s.shape, 99, s.dtype)) for s in kernel.outputs]
-    given = [tvm.runtime.tensor(a) for a in (*physical, *(a for _, a in constants))]
-    module["main"](*given, *results)
+    blank = [np.full(s.shape, 99, s.dtype) for s in kernel.outputs]
+    given = [*physical, *(a for _, a in constants)]
+    if is_foreign(target):
+        arrays = _emulate(module, target, given, blank)
+    else:
+        results = [tvm.runtime.tensor(a) for a in blank]
+        module["main"](*(tvm.runtime.tensor(a) for a in given), *results)
+        arrays = [r.numpy() for r in results]
     out = {}
-    for spec, result in zip(kernel.outputs, results, strict=True):
-        array = result.numpy()
+    for spec, array in zip(kernel.outputs, arrays, strict=True):
         out[spec.name] = meaning.to_logical(spec, array, zero)
         assert meaning.halo_is_zero(spec, array, zero), "halo"
     return out
+
+
+def _emulate(
+    module: Any, target: Target, given: list[NDArray[Any]], blank: list[NDArray[Any]]
+) -> list[NDArray[Any]]:
+    """Run a kernel on the target's emulated board."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "kernel.so"
+        module.export_library(str(library), **export_options(target))
+        board = EmulatedBoard(target.core)
+        return run_kernel(board, library, "main", given, blank, timeout_s=120)[0]
 
 
 def check(

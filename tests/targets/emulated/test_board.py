@@ -26,7 +26,7 @@ static char memory[4 << 20];
 
 extern "C" {
 // Five instructions in each of n rounds, and a return.
-__attribute__((naked, noinline)) void count_down(long n) {
+__attribute__((naked, noipa)) void count_down(long n) {
   __asm__("1: add x1, x1, #1\n add x2, x2, #1\n nop\n subs x0, x0, #1\n b.ne 1b\n ret");
 }
 __attribute__((noinline)) void outer() {
@@ -109,7 +109,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(program: Path, *arguments: str, core: str = "cortex-a53", cache: bool = False) -> Execution:
     board = EmulatedBoard(core, cache_model=cache)
-    return board.execute([program, *arguments], stdin=b"one line", environment={"PLACE": "test"})
+    return board.execute(
+        [program, *arguments], stdin=b"one line", environment={"PLACE": "test"}, timeout_s=60
+    )
 
 
 @pytest.mark.parametrize("core", CORES)

@@ -1,6 +1,6 @@
 """The pipeline model gives what was measured on the cores.
 
-The figures are those of the sources that resq_tvm.targets.emulated.cores names.
+The figures are those of the sources that resq_tvm.targets.emulated.timings names.
 """
 
 from __future__ import annotations
