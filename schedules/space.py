@@ -18,6 +18,8 @@ from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.stmt import SBlock, SBlockRealize
 
+from resq_tvm.schedules.arm.schemes import SCHEMES
+from resq_tvm.schedules.arm.ternary import TERNARY
 from resq_tvm.schedules.context import LANES, ceil_div
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.rules import decide, phase_plane
@@ -35,6 +37,7 @@ _NOTE = "resq.note."
 _SAMPLED = ("tile_y", "tile_x", "tile_o", "inner_o", "parallel", "prefetch")
 
 # 16-lane accumulators of a candidate at most. Beyond these, LLVM keeps most on the stack.
+_MOST_PIXELS = 6  # of a tile's row on ARM
 _MOST = {
     "avx512-vnni": 24, "avx2": 8, "generic": 8, "neon": 8, "neon-dot": 8, "neon-i8mm": 8,
 }  # fmt: skip
@@ -78,7 +81,15 @@ def knobs(kernel: FusedKernel, target: Target, threads: int = 1) -> Knobs:
             "inner_o": both if vectors > 1 else (1,),
             "prefetch": _prefetches(kernel),
         }
-    elif method == "taps":
+    elif method in SCHEMES or method == TERNARY:
+        most = 4 if method == TERNARY else _MOST_PIXELS
+        found = {
+            "tile_y": tuple(n for n in (1, 2, 4) if n <= rows),
+            "tile_x": tuple(range(1, min(columns, most) + 1)),
+            "inner_o": both if vectors > 1 else (1,),
+            "prefetch": _prefetches(kernel),
+        }
+    elif method in ("taps", "narrow"):
         found = {"tile_x": tuple(range(1, min(columns, 8) + 1))}
     if found and threads > 1:
         found["parallel"] = both
@@ -117,6 +128,8 @@ def candidates(kernel: FusedKernel, target: Target, threads: int = 1) -> list[De
 def _sensible(kernel: FusedKernel, decision: Decision, target: Target) -> bool:
     accumulators = decision.tile_y * decision.tile_x * decision.tile_o
     most = _MOST[target.isa]
+    if decision.method == TERNARY:
+        most = 4
     if decision.method == "quads":
         most = min(most, 16)
     size = kernel.h * kernel.w * ceil_div(kernel.c, LANES)

@@ -13,6 +13,7 @@ from resq_tvm.errors import CompileError
 from resq_tvm.schedules.arm.assembly import call, routine
 from resq_tvm.schedules.arm.depth import limits_of
 from resq_tvm.schedules.arm.loops import LOOPS, PIXELS
+from resq_tvm.schedules.arm.panels import emit_weights
 from resq_tvm.schedules.arm.runs import CHUNK, Run, reduction_of
 from resq_tvm.schedules.arm.scheme import Scheme
 from resq_tvm.schedules.arm.schemes import SCHEMES
@@ -68,9 +69,8 @@ class ArmCore:
         chunked = np.pad(chunked, ((0, pad), (0, 0), (0, 0)))
         chosen = chunked[block.start * LANES : (block.start + block.count) * LANES]
         packed = self.scheme.pack(chosen.reshape(-1, outputs, *chunked.shape[1:]))
-        per = LANES // outputs
-        shape = (block.count, per, packed.shape[1] * packed.shape[2], CHUNK)
-        self.weight = ctx.constant("w", packed.reshape(shape))
+        self.weight = emit_weights(ctx, packed)
+        self.block_bytes = packed[0].size
 
     def reduce(
         self, o: Expr, y0: Expr, x0: Expr, pixels: list[tuple[int, int]], changed: Expr | None
@@ -145,8 +145,9 @@ class ArmCore:
             return [_activation(buffer, index, size) for index in at]
 
         def weight(chunk: Expr, vector: int) -> Expr:
-            at = (first + chunk) * scheme.vectors + vector
-            return load(self.weight, [*block, at, 0], CHUNK)
+            at = ((first + chunk) * scheme.vectors + vector) * CHUNK
+            number = block[0] * (LANES // scheme.outputs) + block[1]
+            return load(self.weight, [number * self.block_bytes + at], CHUNK)
 
         steps = Steps(code, scheme, state, activations, weight)
         emit: Rounds = steps.ahead if self.ctx.target.in_order else steps.plain

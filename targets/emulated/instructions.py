@@ -33,7 +33,7 @@ class Instruction:
     mnemonic : str
         As objdump writes it without aliases.
     kind : str
-        What cores tell apart: a key of a core's table (`resq_tvm.targets.emulated.cores`).
+        What cores tell apart: a key of a core's table (`resq_tvm.targets.emulated.timings`).
     wide : bool
         Whether it works on 128-bit vectors.
     sources : list of int
