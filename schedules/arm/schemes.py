@@ -39,6 +39,7 @@ PREFERRED = {
     "cortex-a710": ("smmla",),
 }
 
+_PLAIN = ("smlal", "smull")  # take half a chunk in half the time
 _LANES = 16
 
 
@@ -69,6 +70,14 @@ def applicable(kernel: FusedKernel, target: Target) -> list[str]:
     return [name for name in AVAILABLE[target.isa] if _holds(kernel, name)]
 
 
+def _short(kernel: FusedKernel) -> bool:
+    """Return whether no run has a whole chunk: few channels, far apart."""
+    kernel = densify(kernel, _LANES, _LANES)
+    anchor = kernel.anchor
+    assert isinstance(anchor, Conv)
+    return all(r.chunks == 0 for phase in anchor.phases for r in reduction_of(kernel, phase).runs)
+
+
 def choose(kernel: FusedKernel, target: Target, wanted: str | None = None) -> tuple[str, str]:
     """Return the scheme that pays for a kernel, and the rule's name.
 
@@ -87,6 +96,8 @@ def choose(kernel: FusedKernel, target: Target, wanted: str | None = None) -> tu
         ``"dot"``, or what was passed over because its accumulators could overflow.
     """
     order = PREFERRED[target.core]
+    if target.in_order and _short(kernel):
+        order = tuple(name for name in order if name in _PLAIN) or order
     if wanted is not None:
         order = (wanted, *(name for name in order if name != wanted))
     for name in order:

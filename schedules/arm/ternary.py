@@ -2,7 +2,7 @@
 
 With ``m`` the bits of what is not zero and ``s`` of what is negative (a part of ``m``), eight
 products sum to ``cnt(z) − 2·cnt(z & t)``, ``z = m_a & m_w``, ``t = s_a ^ s_w``. The two counts have
-accumulators of their own, which are widened to int16 every 31 steps (31 · 8 < 256).
+accumulators of their own, which are widened to int16 every 30 steps (30 · 8 < 256).
 
 Reference: Arm Architecture Reference Manual, AND, EOR, CNT, UADDW and USUBW (vector).
 """
@@ -35,8 +35,8 @@ from resq_tvm.schedules.spec import Conv, FusedKernel, Phase
 TERNARY = "ternary"
 
 _PIXELS = 4
-_WINDOW = 31  # steps of at most 8 per byte
-_WORTH = 96  # products per code: with fewer, making the planes takes too long
+_WINDOW = 15  # pairs of steps of at most 8 per byte
+_WORTH = 24  # products per code: with fewer, making the planes takes too long
 
 
 def fits(kernel: FusedKernel, limits: tuple[int, int]) -> bool:
@@ -52,11 +52,12 @@ def fits(kernel: FusedKernel, limits: tuple[int, int]) -> bool:
 
 
 def pays(kernel: FusedKernel) -> bool:
-    """Return whether every code is used often enough to be packed."""
+    """Return whether pixels fill a tile, and codes are used often enough to be packed."""
     anchor = kernel.anchor
     assert isinstance(anchor, Conv)
     codes = sum(int(np.prod(kernel.tensor(name).shape)) for name in anchor.inputs)
-    return anchor.weight.size * kernel.h * kernel.w >= _WORTH * codes
+    pixels = kernel.h * kernel.w
+    return pixels >= _PIXELS and anchor.weight.size * pixels >= _WORTH * codes
 
 
 def loop() -> Loop:
@@ -69,7 +70,7 @@ def loop() -> Loop:
     def load_pixel(m: int) -> Lines:
         return [f"ld1r {{{{{r}.16b}}}}, [{{p{m}}}], #1" for r in (masks[m], signs[m])]
 
-    def body(more: bool) -> Lines:
+    def body(turn: int, more: bool) -> Lines:
         lines: Lines = []
         for pair in ((0, 1), (2, 3)):
             stages = [
@@ -104,7 +105,8 @@ def loop() -> Loop:
                 products = weave(products[:4], _STEP) + products[4:]
             lines += weave(products, others, len(products) - 10)
         if more:
-            return [*lines, "subs {window}, {window}, #1", "b.eq 30f", "3:"]
+            # Every other round counts: windows are whole pairs of rounds.
+            return lines + (["subs {window}, {window}, #1", "b.eq 30f", "3:"] if turn else [])
         return lines + widen
 
     widen: Lines = []
@@ -119,8 +121,11 @@ def loop() -> Loop:
     start += [load_weight(weight_mask), load_weight(weight_sign), *_STEP]
     start += [f"add {{p{m}}}, {{p{m}}}, {{t}}" for m in range(_PIXELS)]
     start.append(f"mov {{window}}, #{_WINDOW}")
+    turns = range(2)  # of the same code: fewer branches are taken
+    rounds = tuple(body(turn, more=True) for turn in turns)
+    last = tuple(body(turn, more=False) for turn in turns)
     aside = ["30:", *widen, f"mov {{window}}, #{_WINDOW}", "b 3b"]
-    return Loop(start, (body(True),), (body(False),), 14, walks=True, aside=(aside,))
+    return Loop(start, rounds, last, 14, walks=True, aside=(aside,))
 
 
 # Whether a row ends behind what was loaded last: the pointers jump to the next one.
