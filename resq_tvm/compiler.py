@@ -20,7 +20,7 @@ from resq_tvm.passes.pipeline import Observer, dump_to, generate_code, run_phase
 from resq_tvm.passes.policy import is_dynamic
 from resq_tvm.processing.config import ProcessingConfig
 from resq_tvm.quantize.qnet import QuantizedNetwork
-from resq_tvm.schedules.choice import Decider, fallbacks
+from resq_tvm.schedules.choice import Decider, fallbacks, preferring
 from resq_tvm.schedules.signature import signature
 from resq_tvm.schedules.space import tunable
 from resq_tvm.schedules.tuning.records import decider
@@ -55,6 +55,7 @@ def compile(
     database: str | PathLike[str] = "shipped",
     device: str | None = None,
     tuned_threads: int = 1,
+    arm_kernels: str | None = None,
     strict: bool = False,
     processing: ProcessingConfig | None = None,
     dump: str | Path | None = None,
@@ -83,6 +84,9 @@ def compile(
         What the artifact will run on, as tuning named it; this machine's processor by default.
     tuned_threads : int
         Threads per kernel of the measurements.
+    arm_kernels : str, optional
+        On ARM, the scheme of multiplying that convolutions use wherever their sums fit
+        (docs/kernels.md), rather than the one that pays on the core.
     strict : bool
         Refuse kernels that were not tuned or do without the target's dot product.
     processing : ProcessingConfig, optional
@@ -111,6 +115,7 @@ def compile(
         database=database,
         device=device,
         tuned_threads=tuned_threads,
+        arm_kernels=arm_kernels,
         dump=dump,
         progress=progress,
     )
@@ -133,6 +138,7 @@ def build(
     database: str | PathLike[str] = "shipped",
     device: str | None = None,
     tuned_threads: int = 1,
+    arm_kernels: str | None = None,
     dump: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Compiled:
@@ -140,6 +146,8 @@ def build(
     preset = get_target(target) if isinstance(target, str) else target
     tell = progress or (lambda _step: None)
     decide = decider(preset, database, device=device, threads=tuned_threads)
+    if arm_kernels is not None:
+        decide = preferring(decide, preset, arm_kernels)
     tell("partition, fuse, lower")
     lowered, frame_params = lower_network(
         qnet,

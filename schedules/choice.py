@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from resq_tvm.errors import CompileError
+from resq_tvm.schedules.arm.schemes import AVAILABLE, choose
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.rules import decide
 from resq_tvm.schedules.spec import FusedKernel
@@ -37,6 +39,39 @@ Decider = Callable[[FusedKernel], Chosen]
 def by_rules(target: Target) -> Decider:
     """Return the heuristic rules of a target as a decider."""
     return lambda kernel: Chosen(decide(kernel, target), HEURISTIC)
+
+
+def preferring(decide: Decider, target: Target, wanted: str) -> Decider:
+    """Return a decider that takes a scheme wherever it applies.
+
+    Parameters
+    ----------
+    decide : callable
+        Takes all other decisions.
+    target : Target
+    wanted : str
+        The scheme's name.
+
+    Raises
+    ------
+    CompileError
+        If the target has no such scheme.
+    """
+    names = AVAILABLE.get(target.isa, ())
+    if wanted not in names:
+        known = ", ".join(names) or "none: it is no ARM core"
+        raise CompileError(f"target {target.name} has no kernel scheme {wanted!r}; it has {known}")
+
+    def decided(kernel: FusedKernel) -> Chosen:
+        chosen = decide(kernel)
+        if chosen.decision.method not in names:
+            return chosen
+        method, rule = choose(kernel, target, wanted)
+        if method == chosen.decision.method:
+            return chosen
+        return Chosen(replace(chosen.decision, method=method, rule=rule), HEURISTIC)
+
+    return decided
 
 
 def fallbacks(kernels: Iterable[Mapping[str, str | None]], isa: str) -> list[str]:

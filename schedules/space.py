@@ -119,13 +119,14 @@ def candidates(kernel: FusedKernel, target: Target, threads: int = 1) -> list[De
     seen = {as_sample(heuristic)}
     for values in product(*space.values()):
         decision = _with(replace(heuristic, rule=TUNED), dict(zip(space, values, strict=True)))
-        if _sensible(kernel, decision, target) and as_sample(decision) not in seen:
+        if sensible(kernel, decision, target) and as_sample(decision) not in seen:
             seen.add(as_sample(decision))
             found.append(decision)
     return found
 
 
-def _sensible(kernel: FusedKernel, decision: Decision, target: Target) -> bool:
+def sensible(kernel: FusedKernel, decision: Decision, target: Target) -> bool:
+    """Return whether a decision's tile fits the registers and the kernel's method."""
     accumulators = decision.tile_y * decision.tile_x * decision.tile_o
     most = _MOST[target.isa]
     if decision.method == TERNARY:

@@ -23,6 +23,7 @@ class Deep(Scheme):
     """Meaning: as `Smull`, with int8 sums over a window of chunks."""
 
     name = "deep"
+    bits = (3, 3)
 
     @classmethod
     def prove(cls, reduction: Reduction, limits: tuple[int, int]) -> Window | None:

@@ -28,6 +28,7 @@ class Nibble(Scheme):
     """Meaning: as `Smull`; accumulators hold outputs n and n + 2 of a block."""
 
     name = "nibble"
+    bits = (1, 1)
     vectors = 2
     separates = True
 

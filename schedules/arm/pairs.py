@@ -21,6 +21,7 @@ class Pairs(Scheme):
     """Meaning: as `Smull`, two chunks at a time."""
 
     name = "pairs"
+    bits = (7, 7)
     unit = 2
 
     @classmethod

@@ -26,6 +26,8 @@ class Scheme:
     ----------
     name : str
         As decisions spell it (`resq_tvm.schedules.decision.Decision.method`).
+    bits : (int, int)
+        Largest magnitudes of codes and weights that it is made for.
     outputs : int
         Output channels of one block of accumulators.
     unit : int
@@ -39,6 +41,7 @@ class Scheme:
     """
 
     name: ClassVar[str]
+    bits: ClassVar[tuple[int, int]] = (127, 127)
     outputs: ClassVar[int] = 4
     unit: ClassVar[int] = 1
     vectors: ClassVar[int] = 4

@@ -93,8 +93,12 @@ def choose(kernel: FusedKernel, target: Target, wanted: str | None = None) -> tu
     -------
     scheme : str
     rule : str
-        ``"dot"``, or what was passed over because its accumulators could overflow.
+        ``"dot"``; where a narrower scheme that is made for these bits was passed over, because its
+        accumulators could overflow, that is said.
     """
+    assert isinstance(kernel.anchor, Conv)
+    limits = limits_of(kernel.anchor)
+    overflowing: list[str] = []
     order = PREFERRED[target.core]
     if target.in_order and _short(kernel):
         order = tuple(name for name in order if name in _PLAIN) or order
@@ -104,5 +108,8 @@ def choose(kernel: FusedKernel, target: Target, wanted: str | None = None) -> tu
         if name == TERNARY and name != wanted and not pays(kernel):
             continue
         if _holds(kernel, name):
-            return name, "dot"
+            rule = f"dot ({', '.join(overflowing)} could overflow)" if overflowing else "dot"
+            return name, rule
+        if name in SCHEMES and all(a <= b for a, b in zip(limits, SCHEMES[name].bits, strict=True)):
+            overflowing.append(name)
     raise AssertionError("the last scheme of every core applies to every kernel")

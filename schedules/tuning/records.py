@@ -9,7 +9,7 @@ from resq_tvm.device import cpu_model
 from resq_tvm.schedules.choice import HEURISTIC, Chosen, Decider, by_rules
 from resq_tvm.schedules.rules import decide
 from resq_tvm.schedules.signature import digest, signature
-from resq_tvm.schedules.space import tunable
+from resq_tvm.schedules.space import sensible, tunable
 from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.schedules.tuning.database import Database, open_records
 from resq_tvm.schedules.tuning.emulated import emulated_fingerprint, is_emulated
@@ -72,6 +72,9 @@ def by_records(target: Target, database: Database) -> Decider:
             return Chosen(heuristic, HEURISTIC if kernel.sparse is not None else ONLY)
         best = database.best(kernel, heuristic)
         if best is None:
+            return Chosen(heuristic, HEURISTIC)
+        # On ARM the weights decide about the method, so that it may be another than was measured.
+        if target.arm and not sensible(kernel, best.decision, target):
             return Chosen(heuristic, HEURISTIC)
         return Chosen(best.decision, f"record {digest(signature(kernel))}")
 

@@ -10,12 +10,19 @@ import pytest
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules import meaning
 from resq_tvm.schedules.arm.schemes import AVAILABLE, applicable, choose
+from resq_tvm.schedules.choice import by_rules, preferring
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.emit import emit
 from resq_tvm.schedules.rules import decide
 from resq_tvm.schedules.spec import Phase
 from resq_tvm.targets.preset import PRESETS
-from tests.schedules.harness import accumulator_kernel, check, residual_kernel
+from tests.schedules.harness import (
+    accumulator_kernel,
+    check,
+    code_tensor,
+    conv_phase,
+    residual_kernel,
+)
 from tests.schedules.test_conv import conv_of
 from tests.tools import board_tools
 
@@ -134,6 +141,33 @@ def test_a_scheme_that_would_overflow_is_refused_and_passed_over(rng):
         emit(wide, Decision("dot", "pairs", 1, 4), target)
     huge = replace(kernel.anchor, weight=np.full_like(kernel.anchor.weight, 127), limits=(127, 127))
     assert choose(replace(kernel, anchor=huge), target)[0] == "smull"
+
+
+def test_a_wish_is_granted_where_the_sums_fit(rng):
+    target, kernel, _ = case(SHAPES["rows"], "cortex-a72", 7, 7, rng)
+    rules = by_rules(target)
+    assert rules(kernel).decision.method == "smull"
+    wish = preferring(rules, target, "pairs")
+    assert wish(kernel).decision.method == "pairs"
+    wide = replace(kernel, anchor=replace(kernel.anchor, limits=(127, 7)))
+    assert wish(wide).decision.method == "smull"
+    with pytest.raises(CompileError, match="cortex-a72 has no kernel scheme 'sdot'; it has"):
+        preferring(rules, target, "sdot")
+    host = PRESETS["x86-avx2"]
+    with pytest.raises(CompileError, match="none: it is no ARM core"):
+        preferring(by_rules(host), host, "smull")
+
+
+def test_what_could_overflow_is_told(rng):
+    target, kernel, _ = case(SHAPES["wide"], "cortex-a53", 3, 3, rng)
+    tall = np.full((4, 9, 9, 640), 3, np.int8)  # more than int16 holds
+    anchor = replace(
+        kernel.anchor, weight=tall, phases=(conv_phase((9, 9), (1, 1), (0, 0)),), limits=(3, 3)
+    )
+    x = code_tensor(target, "x0", 9, 12, 640)
+    kernel = accumulator_kernel(target, anchor, (x,), 1, 4)
+    decision = decide(kernel, target)
+    assert (decision.method, decision.rule) == ("smlal", "dot (deep, pairs could overflow)")
 
 
 def test_each_core_has_schemes_of_its_own():
