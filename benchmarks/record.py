@@ -29,22 +29,34 @@ def record(section: str, lines: list[str], device: dict[str, Any]) -> None:
     device : dict
         The fingerprint of the machine that measured.
     """
-    commit = _git("rev-parse", "--short", "HEAD") or "an export"
-    # The page itself changes with every recorded section.
-    if _git("status", "--porcelain", "--", ":/", f":!{PAGE}"):
-        commit += " with changes"
-    words = [Path(sys.argv[0]).stem, *(Path(a).name for a in sys.argv[1:])]
-    machine = ", ".join(f"{k} {v}" for k, v in device.items())
-    stamp = (
-        f"`python -m benchmarks.{' '.join(words)}` at {commit}, "
-        f"{datetime.date.today().isoformat()}; {machine}"
-    )
-    body = "\n".join([f"## {section}", "", stamp, "", *lines, ""])
+    body = "\n".join([f"## {section}", "", stamp(device), "", *lines, ""])
     page = PAGE.read_text() if PAGE.is_file() else HEAD
     head, *sections = page.split("\n## ")
     kept = [s for s in sections if s.splitlines()[0] != section]
     text = "\n## ".join([head.rstrip("\n") + "\n", *(s.rstrip("\n") + "\n" for s in kept)])
     PAGE.write_text(f"{text.rstrip()}\n\n{body}")
+
+
+def stamp(device: dict[str, Any], page: Path = PAGE) -> str:
+    """Return what was run, at which commit, when and where.
+
+    Parameters
+    ----------
+    device : dict
+        The fingerprint of the machine that measured.
+    page : Path
+        Where it will stand; that this file is changed does not count.
+    """
+    commit = _git("rev-parse", "--short", "HEAD") or "an export"
+    # The page itself changes with every recorded section.
+    if _git("status", "--porcelain", "--", ":/", f":!{page}"):
+        commit += " with changes"
+    words = [Path(sys.argv[0]).stem, *(Path(a).name for a in sys.argv[1:])]
+    machine = ", ".join(f"{k} {v}" for k, v in device.items())
+    return (
+        f"`python -m benchmarks.{' '.join(words)}` at {commit}, "
+        f"{datetime.date.today().isoformat()}; {machine}"
+    )
 
 
 def _git(*words: str) -> str:

@@ -78,10 +78,7 @@ class Artifact:
 
     def _require(self) -> None:
         if self._library is None:
-            raise TargetError(
-                f"artifact {str(self.path)!r} is for target {self.manifest.target.name}, which "
-                "is another architecture's; run it on a board (docs/deploy.md)"
-            )
+            raise _foreign(self.path, self.manifest)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Artifact:
@@ -92,7 +89,7 @@ class Artifact:
         ArtifactError
             If the artifact is missing, truncated, altered, or built with another TVM.
         TargetError
-            If this CPU lacks a feature that the library needs.
+            If it is for another architecture, or this CPU lacks a feature that the library needs.
         """
         folder = Path(path)
         manifest = verify(folder)
@@ -149,7 +146,38 @@ def verify(folder: Path) -> Manifest:
     ArtifactError
         If the artifact is missing, truncated, altered, or built with another TVM.
     TargetError
-        If this CPU lacks a feature that the library needs.
+        If it is for another architecture, or this CPU lacks a feature that the library needs.
+    """
+    manifest = verify_files(folder)
+    require_machine(folder, manifest)
+    return manifest
+
+
+def require_machine(folder: Path, manifest: Manifest) -> None:
+    """Check that this machine can run an artifact's library.
+
+    Raises
+    ------
+    TargetError
+        If it is for another architecture, or this CPU lacks a feature that the library needs.
+    """
+    if is_foreign(manifest.target.name):
+        raise _foreign(folder, manifest)
+    missing = sorted(set(manifest.target.features) - set(cpu_features()))
+    if missing:
+        raise TargetError(
+            f"artifact {str(folder)!r} is for target {manifest.target.name}; this CPU lacks "
+            f"{', '.join(missing)}; compile it with --target auto here"
+        )
+
+
+def verify_files(folder: Path) -> Manifest:
+    """Check an artifact that may be for another machine: all but the CPU's features.
+
+    Raises
+    ------
+    ArtifactError
+        If the artifact is missing, truncated, altered, or built with another TVM.
     """
     manifest = Manifest.read(folder)
     for name in (LIBRARY_NAME, PARAMS_NAME):
@@ -162,13 +190,14 @@ def verify(folder: Path) -> Manifest:
                 f"artifact {str(folder)!r} was built with {package} {built}, this environment has "
                 f"{here}; compile it anew or install {built}"
             )
-    missing = sorted(set(manifest.target.features) - set(cpu_features()))
-    if missing:
-        raise TargetError(
-            f"artifact {str(folder)!r} is for target {manifest.target.name}; this CPU lacks "
-            f"{', '.join(missing)}; compile it with --target auto here"
-        )
     return manifest
+
+
+def _foreign(folder: Path, manifest: Manifest) -> TargetError:
+    return TargetError(
+        f"artifact {str(folder)!r} is for target {manifest.target.name}, which is another "
+        "architecture's; run it on a board (docs/deploy.md), or 'bench' it on an emulated one"
+    )
 
 
 def read_kernels(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, Any]]:

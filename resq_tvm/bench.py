@@ -26,7 +26,7 @@ from resq_tvm.session import Session
 from resq_tvm.video.clip import Clip
 
 # Enough residual frames per keyframe for their statistics; a long period adds nothing.
-_RESIDUALS_PER_KEYFRAME = 3
+RESIDUALS_PER_KEYFRAME = 3
 _PREPARED_FRAMES = 32
 _ROUNDS = 10  # of the break-even
 
@@ -63,20 +63,17 @@ class BenchReport:
     def amortized_ms(self) -> float:
         """Median milliseconds per frame over a period."""
         residual = None if self.residual is None else self.residual.median
-        return _amortize(self.keyframe.median, residual, self.period)
+        return amortize(self.keyframe.median, residual, self.period)
 
     @property
     def bops_amortized(self) -> float | None:
         """Bit operations per frame over a period."""
-        bops = self.manifest.bops
-        if "bops_keyframe" not in bops:
-            return None
-        residual = bops["bops_residual"] if self.manifest.has_residual else None
-        return _amortize(bops["bops_keyframe"], residual, self.period)
+        return amortized_bops(self.manifest, self.period)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
+            "simulated": False,
             "scheme": self.manifest.scheme,
             "period": self.period,
             "target": self.manifest.target.name,
@@ -155,8 +152,8 @@ def benchmark(
     policy = KeyframePolicy(guard=False)
     session = Session(artifact, period=period, copy=False, threads=threads, keyframes=policy)
     manifest = session.artifact.manifest
-    frames = _prepare(manifest, clip)
-    followers = min(session.period - 1, _RESIDUALS_PER_KEYFRAME) if manifest.has_residual else 0
+    frames = prepare_frames(manifest, clip)
+    followers = min(session.period - 1, RESIDUALS_PER_KEYFRAME) if manifest.has_residual else 0
     source = cycle(frames)
     times: dict[str, list[float]] = {"keyframe": [], "residual": []}
     for done in range(-warmup, repeats):
@@ -228,7 +225,16 @@ def profile_kernels(session: Session, frames: list[Frame], rounds: int = 5) -> l
     return table
 
 
-def _prepare(manifest: Manifest, clip: Clip | None) -> list[Frame]:
+def prepare_frames(manifest: Manifest, clip: Clip | None) -> list[Frame]:
+    """Return inputs from a clip's first frames, or generated ones.
+
+    Raises
+    ------
+    ClipError
+        If the clip has no good frame.
+    ConfigError
+        If the network does not take one image and a clip is given.
+    """
     if clip is None and not _is_image(manifest):
         rng = np.random.default_rng(0)
         shapes = [entry.shape for entry in manifest.inputs]
@@ -259,7 +265,17 @@ def _is_image(manifest: Manifest) -> bool:
     return entry.shape[1 if entry.layout == "NCHW" else 3] == 3
 
 
-def _amortize(keyframe: float, residual: float | None, period: int) -> float:
+def amortized_bops(manifest: Manifest, period: int) -> float | None:
+    """Return an artifact's bit operations per frame over a period, None if it has no counts."""
+    bops = manifest.bops
+    if "bops_keyframe" not in bops:
+        return None
+    residual = bops["bops_residual"] if manifest.has_residual else None
+    return amortize(bops["bops_keyframe"], residual, period)
+
+
+def amortize(keyframe: float, residual: float | None, period: int) -> float:
+    """Return the mean of a keyframe and the residual frames of its period."""
     if residual is None:
         return float(keyframe)
     return (keyframe + (period - 1) * residual) / period

@@ -21,15 +21,26 @@ SHOWN_PACKAGES = (
     "opencv-python-headless", "safetensors", "pydantic",
 )  # fmt: skip
 
+BOARD = "aarch64"  # boards' architecture, as ``uname -m`` spells it
+
 
 @dataclass(frozen=True)
 class Check:
-    """One finding; ``hint`` says what to do where ``ok`` is false."""
+    """One finding; ``hint`` says what to do where ``ok`` is false.
+
+    What is ``optional`` may be absent: only the work that its hint names needs it.
+    """
 
     name: str
     ok: bool
     detail: str
     hint: str = ""
+    optional: bool = False
+
+    @property
+    def fine(self) -> bool:
+        """Whether the installation is sound as far as this goes."""
+        return self.ok or self.optional
 
 
 def examine() -> list[Check]:
@@ -44,6 +55,7 @@ def examine() -> list[Check]:
         _video(),
         _writable("working folder", Path.cwd()),
         _writable("cache folder", cache_folder()),
+        *_boards(),
     ]
 
 
@@ -89,6 +101,7 @@ def _cpu() -> Check:
 
 def _target() -> Check:
     from resq_tvm.targets.preset import PRESETS, get_target, missing_features
+    from resq_tvm.targets.toolchain import is_foreign
 
     try:
         chosen = get_target("auto")
@@ -97,9 +110,11 @@ def _target() -> Check:
     lacking = [
         f"{preset.name} lacks {' '.join(missing_features(preset))}"
         for preset in PRESETS.values()
-        if missing_features(preset)
+        if missing_features(preset) and not is_foreign(preset)
     ]
-    return Check("target auto", True, "; ".join([chosen.name, *lacking]))
+    boards = [preset.name for preset in PRESETS.values() if is_foreign(preset)]
+    others = [f"for boards: {', '.join(boards)}"] if boards else []
+    return Check("target auto", True, "; ".join([chosen.name, *lacking, *others]))
 
 
 def _compiler() -> Check:
@@ -109,6 +124,37 @@ def _compiler() -> Check:
         hint = "install g++: artifacts are linked with it"
         return Check("C++ compiler", False, "absent", hint)
     return Check("C++ compiler", True, path)
+
+
+def _boards() -> list[Check]:
+    """Return what compiling for ARM boards, and counting on emulated ones, need here."""
+    from resq_tvm.targets.boardkit import has_board_libraries, require_tool
+    from resq_tvm.targets.emulated.board import EMULATOR
+    from resq_tvm.targets.emulated.instructions import DISASSEMBLER, PACKAGE
+    from resq_tvm.targets.toolchain import require_cross_compiler
+
+    if platform.machine() == BOARD:
+        return []
+
+    def tool(name: str, use: str, find: Callable[[], str]) -> Check:
+        try:
+            return Check(name, True, find(), optional=True)
+        except TargetError as error:
+            return Check(name, False, "absent", f"{use}: {error}", optional=True)
+
+    fetched = has_board_libraries()
+    return [
+        tool("ARM cross compiler", "for ARM targets", lambda: require_cross_compiler(BOARD)),
+        tool("ARM emulator", "to emulate boards", lambda: require_tool(EMULATOR, "qemu-user")),
+        tool("ARM disassembler", "to emulate boards", lambda: require_tool(DISASSEMBLER, PACKAGE)),
+        Check(
+            "board libraries",
+            fetched,
+            "in the cache" if fetched else "absent",
+            "" if fetched else "to emulate boards: fetched when first needed (95 MB)",
+            optional=True,
+        ),
+    ]
 
 
 def _library() -> Check:

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from resq_tvm.artifact import Artifact
 from resq_tvm.bench import profile_kernels
 from resq_tvm.compiler import compile as compile_network
-from resq_tvm.errors import ConfigError
+from resq_tvm.errors import ConfigError, TargetError
 from resq_tvm.keyframes import KeyframePolicy
 from resq_tvm.quantize.activity import Cost, Shares
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.scheme import code_limit
 from resq_tvm.session import Session
-from resq_tvm.targets.preset import Target
+from resq_tvm.targets.preset import Target, get_target
+from resq_tvm.targets.toolchain import is_foreign
 
 ROUNDS = 15
 _DROP_ALL = 1e20  # a tau above every residual
@@ -104,11 +105,17 @@ def layer_cost(
         If the network cannot be compiled.
     """
     say = progress or (lambda _step: None)
+    preset = get_target(target) if isinstance(target, str) else target
+    if is_foreign(preset):
+        raise TargetError(
+            f"target {preset.name!r} is another architecture's: its kernels cannot be timed here; "
+            "give a budget in work"
+        )
     extreme = all_or_nothing(qnet)
     with tempfile.TemporaryDirectory(prefix="resq-") as folder:
         artifact = compile_network(
             extreme,
-            target,
+            preset,
             output=Path(folder) / "timed.resq",
             state_dtype=state_dtype,
             frame_program=False,

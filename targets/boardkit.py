@@ -67,9 +67,8 @@ def board_kit(cache: Path | None = None, progress: Callable[[str], None] | None 
         If a wheel cannot be had.
     """
     releases = {package: version(package) for package in _MEMBERS}
-    name = "-".join(["aarch64", *releases.values()])
-    libraries = (cache or cache_folder()) / "board" / name
-    if not (libraries / _MARKER).is_file():
+    libraries = _libraries(cache)
+    if not has_board_libraries(cache):
         _fetch(libraries, releases, progress or (lambda _step: None))
     tvm_folder, ffi_folder = (Path(str(m.__file__)).parent for m in (tvm, tvm_ffi))
     includes = (
@@ -78,6 +77,16 @@ def board_kit(cache: Path | None = None, progress: Callable[[str], None] | None 
         ffi_folder / "3rdparty" / "dlpack" / "include",
     )
     return BoardKit(libraries, includes)
+
+
+def has_board_libraries(cache: Path | None = None) -> bool:
+    """Return whether `board_kit` needs no download."""
+    return (_libraries(cache) / _MARKER).is_file()
+
+
+def _libraries(cache: Path | None) -> Path:
+    releases = [version(package) for package in _MEMBERS]
+    return (cache or cache_folder()) / "board" / "-".join(["aarch64", *releases])
 
 
 def _fetch(libraries: Path, releases: dict[str, str], tell: Callable[[str], None]) -> None:

@@ -8,14 +8,21 @@ import shutil
 from typing import Any
 
 from resq_tvm.errors import TargetError
-from resq_tvm.targets.preset import Target
+from resq_tvm.targets.preset import PRESETS, Target
 
 _PACKAGES = {"aarch64": "g++-aarch64-linux-gnu"}
 
 
-def is_foreign(target: Target) -> bool:
-    """Return whether a target's code runs on another architecture than this machine's."""
-    return bool(target.triple) and platform.machine() != target.architecture
+def is_foreign(target: Target | str) -> bool:
+    """Return whether a target's code runs on another architecture than this machine's.
+
+    Parameters
+    ----------
+    target : Target or str
+        A name that no preset has counts as this machine's.
+    """
+    preset = PRESETS.get(target) if isinstance(target, str) else target
+    return preset is not None and bool(preset.triple) and platform.machine() != preset.architecture
 
 
 def cross_compiler(architecture: str) -> str | None:

@@ -14,12 +14,16 @@ from resq_tvm.cli.options import (
     Json,
     OptionalPeriod,
     RawShape,
+    RpcPriority,
     Threads,
     choose_clip,
 )
+from resq_tvm.errors import ConfigError
 
 if TYPE_CHECKING:
     from resq_tvm.breakeven import BreakEven
+
+REPEATS, WARMUP = 30, 3
 
 
 def bench(
@@ -32,8 +36,14 @@ def bench(
     raw_shape: RawShape = None,
     period: OptionalPeriod = None,
     threads: Threads = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Keyframes to measure.")] = 30,
-    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Rounds that do not count.")] = 3,
+    repeats: Annotated[
+        int | None,
+        typer.Option("--repeats", min=1, help="Keyframes to measure: 30, or 1 if emulated."),
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option("--warmup", min=0, help="Rounds that do not count: 3, or 0 if emulated."),
+    ] = None,
     profile: Annotated[
         bool, typer.Option("--profile/--no-profile", help="Measure every kernel by itself.")
     ] = True,
@@ -44,9 +54,31 @@ def bench(
             help="Measure residual frames against the share that changed (dynamic schemes).",
         ),
     ] = True,
+    rpc_tracker: Annotated[
+        str | None, typer.Option("--rpc-tracker", help="HOST:PORT: measure on a board there.")
+    ] = None,
+    rpc_key: Annotated[
+        str | None, typer.Option("--rpc-key", help="The board's key at the tracker.")
+    ] = None,
+    rpc_priority: RpcPriority = 1,
+    cores: Annotated[
+        str | None,
+        typer.Option(
+            help="CPUs of the board that threads are pinned to: 'fast' (the default), 'slow', "
+            "numbers such as 4,5, or 'free'."
+        ),
+    ] = None,
+    cool_down: Annotated[
+        float | None,
+        typer.Option(help="Seconds that the board rests after every ten keyframes: 0.5."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Measure OUT.resq: keyframe, residual and amortised milliseconds, per layer and in sum."""
+    """Measure OUT.resq: keyframe, residual and amortised milliseconds, per layer and in sum.
+
+    With --rpc-tracker it runs on a board. An artifact for ARM boards otherwise runs on an emulated
+    one (needs qemu) where this machine is none: its cycles and milliseconds are simulated.
+    """
     console = Console(
         json,
         "bench",
@@ -61,15 +93,32 @@ def bench(
         warmup=warmup,
         profile=profile,
         break_even=break_even,
+        rpc_tracker=rpc_tracker,
+        rpc_key=rpc_key,
+        rpc_priority=rpc_priority,
+        cores=cores,
+        cool_down=cool_down,
     )
     from resq_tvm.artifact import Artifact
     from resq_tvm.bench import benchmark
+    from resq_tvm.cli.bench_simulated import bench_simulated
+    from resq_tvm.manifest import Manifest
     from resq_tvm.predict import preprocessor_for
+    from resq_tvm.targets.toolchain import is_foreign
 
-    loaded = Artifact.load(artifact)
+    manifest = Manifest.read(artifact)
+    board = None
+    if rpc_tracker is not None:
+        from resq_tvm.schedules.tuning.rpc import RpcAddress
+
+        board = RpcAddress.parse(rpc_tracker, rpc_key, rpc_priority)
+    elif cores is not None or cool_down is not None:
+        raise ConfigError("--cores and --cool-down are for boards; name one with --rpc-tracker")
+    elsewhere = board is not None or is_foreign(manifest.target.name)
+    loaded = None if elsewhere else Artifact.load(artifact)
     clip = None
     if input != "random":
-        prepare = preprocessor_for(loaded.manifest)
+        prepare = preprocessor_for(manifest)
         clip = choose_clip(
             input,
             frames=frames,
@@ -77,18 +126,47 @@ def bench(
             raw_shape=raw_shape,
             size=(prepare.height, prepare.width),
         )
-    with console.progress("bench") as progress:
-        report = benchmark(
-            loaded,
+    if board is None and loaded is None:
+        bench_simulated(
+            console,
+            artifact,
             clip,
-            threads=threads,
             period=period,
-            repeats=repeats,
+            keyframes=repeats,
             warmup=warmup,
+            threads=threads,
             profile=profile,
-            break_even=break_even,
-            progress=progress,
         )
+        return
+    common: dict[str, Any] = {
+        "threads": threads,
+        "period": period,
+        "repeats": REPEATS if repeats is None else repeats,
+        "warmup": WARMUP if warmup is None else warmup,
+    }
+    with console.progress("bench") as progress:
+        if loaded is None:
+            assert board is not None
+            from resq_tvm.board_bench import COOL_DOWN_S, benchmark_on_board
+
+            report = benchmark_on_board(
+                artifact,
+                board,
+                clip,
+                **common,
+                cool_down_s=COOL_DOWN_S if cool_down is None else cool_down,
+                cores=cores or "fast",
+                progress=progress,
+            )
+        else:
+            report = benchmark(
+                loaded,
+                clip,
+                **common,
+                profile=profile,
+                break_even=break_even,
+                progress=progress,
+            )
     console.resolve(period=report.period, threads=report.device["threads"])
     result = report.to_dict()
 
@@ -104,8 +182,20 @@ def bench(
             out.print(_break_even_table(report.break_even))
         device = report.device
         out.print(f"{device['cpu']}, {device['threads']} of {device['cpus']} CPUs, {device['os']}")
+        if "board" in device:
+            out.print(_board_line(device))
 
     console.finish(result, render)
+
+
+def _board_line(device: dict[str, Any]) -> str:
+    cpus = ", ".join(map(str, device["pinned"]))
+    pinned = f"pinned to {cpus}" if cpus else "not pinned"
+    clock = f", {device['clock_mhz']} of {device['highest_clock_mhz']} MHz at the end"
+    return (
+        f"measured on board {device['board']} of {device['tracker']}, not simulated; threads "
+        f"{pinned}{clock if device['clock_mhz'] else ''}"
+    )
 
 
 def _break_even_table(measured: BreakEven) -> Any:

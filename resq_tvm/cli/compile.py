@@ -17,7 +17,7 @@ from resq_tvm.cli.calibrate import (
     obtain_qnet,
 )
 from resq_tvm.cli.console import Console, table
-from resq_tvm.cli.fit import BudgetText, Labels, Tau, TileBudget, outcome, summary
+from resq_tvm.cli.fit import BudgetText, Labels, Tau, TileBudget, in_ms, outcome, summary
 from resq_tvm.cli.options import (
     Crop,
     DeviceName,
@@ -32,6 +32,7 @@ from resq_tvm.cli.options import (
     StateDtype,
     TargetName,
 )
+from resq_tvm.errors import ConfigError
 
 if TYPE_CHECKING:
     from resq_tvm.quantize.activity import Cost
@@ -77,6 +78,14 @@ def compile(
     tuned_threads: Annotated[
         int, typer.Option("--tuned-threads", min=1, help="Records of so many threads per kernel.")
     ] = 1,
+    arm_kernels: Annotated[
+        str | None,
+        typer.Option(
+            "--arm-kernels",
+            help="On ARM: the scheme of multiplying, such as smull or pairs, where its sums fit; "
+            "by default what pays on the core.",
+        ),
+    ] = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="Fail where a kernel is not tuned or has no dot product."),
@@ -95,8 +104,10 @@ def compile(
     from resq_tvm.files import check_replaceable, check_writable
     from resq_tvm.manifest import MANIFEST_NAME
     from resq_tvm.processing.config import load_processing
+    from resq_tvm.schedules.choice import by_rules, preferring
     from resq_tvm.schedules.tuning.records import decider
     from resq_tvm.targets.preset import get_target
+    from resq_tvm.targets.toolchain import is_foreign, require_cross_compiler
 
     console = Console(
         json,
@@ -126,6 +137,7 @@ def compile(
         database=database,
         device=device,
         tuned_threads=tuned_threads,
+        arm_kernels=arm_kernels,
         strict=strict,
         dump=dump,
     )
@@ -134,6 +146,15 @@ def compile(
     preset = get_target(target)
     config = load_processing(processing) if processing is not None else None
     console.resolve(target=preset.name)
+    if arm_kernels is not None:
+        preferring(by_rules(preset), preset, arm_kernels)
+    if is_foreign(preset):
+        require_cross_compiler(preset.architecture)
+        if budget is not None and in_ms(budget):
+            raise ConfigError(
+                f"budget {budget!r} is a time, and target {preset.name}'s kernels cannot be timed "
+                "here; use '40 % work'"
+            )
     decider(preset, database, device=device, threads=tuned_threads)
 
     def timed(calibrated: QuantizedNetwork) -> Cost:
@@ -177,6 +198,7 @@ def compile(
             database=database,
             device=device,
             tuned_threads=tuned_threads,
+            arm_kernels=arm_kernels,
             strict=strict,
             processing=config,
             dump=None if dump is None else dump / "compile",
@@ -188,6 +210,7 @@ def compile(
         "scheme": manifest.scheme,
         "period": manifest.period,
         "target": manifest.target.name,
+        "runs_here": artifact.runs_here,
         "state_bytes": manifest.state_bytes,
         "layers": len(manifest.layers),
         **manifest.bops,
@@ -196,3 +219,8 @@ def compile(
     }
     rows = [(k, v) for k, v in result.items() if isinstance(v, str | int | float)]
     console.finish(result, lambda out: out.print(table(("", ""), [*rows, *outcome(report)])))
+    if not artifact.runs_here:
+        console.say(
+            f"{output} is for another architecture, so it was not loaded here; 'bench' counts it "
+            "on an emulated board, docs/deploy.md brings it to a real one"
+        )

@@ -11,15 +11,18 @@ from resq_tvm.cli.options import Json
 
 
 def doctor(json: Json = False) -> None:
-    """Check versions, CPU features, compiler, codecs and write permission."""
+    """Check versions, CPU features, compiler, codecs, write permission; what ARM boards need."""
     console = Console(json, "doctor")
     from resq_tvm.doctor import examine
 
     checks = examine()
-    result = {"ok": all(check.ok for check in checks), "checks": [vars(c) for c in checks]}
+    result = {"ok": all(check.fine for check in checks), "checks": [vars(c) for c in checks]}
 
     def render(out: Any) -> None:
-        rows = [("ok" if c.ok else "BAD", c.name, c.detail, c.hint) for c in checks]
+        rows = [
+            ("ok" if c.ok else "–" if c.optional else "BAD", c.name, c.detail, c.hint)
+            for c in checks
+        ]
         out.print(table(("", "check", "found", "way out"), rows))
 
     console.finish(result, render)

@@ -89,7 +89,7 @@ def check_fit(
         raise ConfigError(f"--tau {tau:g} and --budget {budget!r} exclude each other; give one")
     if labels is not None and budget is None:
         raise ConfigError(f"--labels {str(labels)!r} serve to fit thresholds; give --budget, too")
-    if budget is not None and _in_ms(budget) and timed is None:
+    if budget is not None and in_ms(budget) and timed is None:
         raise ConfigError(
             f"budget {budget!r} is a time, which is measured on compiled kernels: give it to "
             "'compile', or use '40 % work'"
@@ -139,7 +139,7 @@ def fit(
             exact = measures.float_outputs(qnet.network, frames)
             error = measures.error_against_float(qnet.network, task, exact)
         cost = None
-        if timed is not None and _in_ms(budget):
+        if timed is not None and in_ms(budget):
             progress("compile and time kernels")
             cost = timed(qnet)
         fitted, report = fit_thresholds(
@@ -162,7 +162,7 @@ def summary(report: FitReport | None) -> dict[str, Any]:
         return {}
     found: Mapping[str, Any] = report.to_dict()
     kept = {name: value for name, value in found.items() if name != "shares"}
-    return {"fit": {**kept, "predicted_ms": report.cost if _in_ms(report.budget) else None}}
+    return {"fit": {**kept, "predicted_ms": report.cost if in_ms(report.budget) else None}}
 
 
 def outcome(report: FitReport | None) -> list[tuple[str, object]]:
@@ -176,13 +176,14 @@ def outcome(report: FitReport | None) -> list[tuple[str, object]]:
         (f"error with thresholds of 0{unit}", report.static_error),
         ("share of work", report.work),
     ]
-    if _in_ms(report.budget):
+    if in_ms(report.budget):
         rows.append(("predicted ms of a residual frame", report.cost))
         rows.append(("predicted ms with thresholds of 0", report.static_cost))
     return rows
 
 
-def _in_ms(budget: str) -> bool:
+def in_ms(budget: str) -> bool:
+    """Return whether a budget is a time per residual frame."""
     from resq_tvm.quantize.budget import Budget
 
     return Budget.parse(budget).unit == "ms"

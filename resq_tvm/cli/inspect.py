@@ -18,17 +18,25 @@ def inspect(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Verify OUT.resq (schema, sizes, hashes, versions, CPU features) and show its manifest."""
+    """Verify OUT.resq (schema, sizes, hashes, versions, CPU features) and show its manifest.
+
+    An artifact for another architecture is shown, too, as one that does not run here.
+    """
     console = Console(json, "inspect", artifact=artifact, strict=strict)
-    from resq_tvm.artifact import verify
+    from resq_tvm.artifact import require_machine, verify_files
     from resq_tvm.schedules.choice import fallbacks
     from resq_tvm.targets.preset import get_target
+    from resq_tvm.targets.toolchain import is_foreign
 
-    manifest = verify(artifact)
+    manifest = verify_files(artifact)
+    runs_here = not is_foreign(manifest.target.name)
+    if runs_here:
+        require_machine(artifact, manifest)
     isa = get_target(manifest.target.name).isa
     found = fallbacks([k.model_dump() for k in manifest.kernels], isa)
     result = {
         **manifest.model_dump(mode="json"),
+        "runs_here": runs_here,
         "fallbacks": found,
         "state_bytes": manifest.state_bytes,
         "workspace_bytes": manifest.workspace_bytes,
@@ -45,6 +53,7 @@ def inspect(
             ("scheme", manifest.scheme),
             ("period", manifest.period),
             ("target", manifest.target.name),
+            ("runs here", "yes" if runs_here else "no, it is for another architecture"),
             ("CPU features", " ".join(manifest.target.features)),
             ("built with", "  ".join(f"{k} {v}" for k, v in manifest.versions)),
             ("programs", " ".join(name for name, has in programs.items() if has)),

@@ -83,6 +83,10 @@ DeviceName = Annotated[
     str | None,
     typer.Option("--device", help="Name of the device in tuning records; this CPU by default."),
 ]
+RpcPriority = Annotated[
+    int,
+    typer.Option("--rpc-priority", help="Where several wait for a board, the highest is served."),
+]
 Processing = Annotated[
     str | None,
     typer.Option(

@@ -22,6 +22,7 @@ from resq_tvm.cli.options import (
     Override,
     Period,
     Processing,
+    RpcPriority,
     SchemeText,
     StateDtype,
     TargetName,
@@ -84,6 +85,7 @@ def tune(
     rpc_key: Annotated[
         str | None, typer.Option("--rpc-key", help="The boards' key at the tracker.")
     ] = None,
+    rpc_priority: RpcPriority = 1,
     device: DeviceName = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the search.")] = 0,
     calibration: Calibration = None,
@@ -124,6 +126,7 @@ def tune(
         timeout=timeout,
         rpc_tracker=rpc_tracker,
         rpc_key=rpc_key,
+        rpc_priority=rpc_priority,
         device=device,
         seed=seed,
         calibration=calibration,
@@ -138,7 +141,7 @@ def tune(
         first_last=first_last,
     )
     check_writable(work_dir)
-    address = None if rpc_tracker is None else RpcAddress.parse(rpc_tracker, rpc_key)
+    address = None if rpc_tracker is None else RpcAddress.parse(rpc_tracker, rpc_key, rpc_priority)
     if address is not None:
         address.boards()
     source: QuantizedNetwork | str = model

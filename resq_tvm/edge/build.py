@@ -6,6 +6,7 @@ they are built. It can be copied to a board as it is.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -94,6 +95,15 @@ def write_runtime(
             flags = ["-DRESQ_MARKERS"] if markers else []
             _compile(compiler, folder, sources, folder / "bin" / name, flags)
     return Path(output)
+
+
+def source_digest() -> str:
+    """Return 16 hexadecimal digits that change with the sources and with TVM's version."""
+    region = Path(str(resq_tvm.targets.__file__)).parent / "emulated" / "region.h"
+    digest = hashlib.sha256(Versions.installed().model_dump_json().encode())
+    for path in (*sorted(path for path in NATIVE.rglob("*") if path.is_file()), region):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def compile_program(

@@ -38,15 +38,18 @@ class RpcAddress:
     key : str
     session_timeout_s : int
         How long a board is held by one session at most.
+    priority : int
+        Of requests: where several wait for a board, the tracker serves the highest first.
     """
 
     host: str
     port: int
     key: str
     session_timeout_s: int = 600
+    priority: int = 1
 
     @classmethod
-    def parse(cls, tracker: str, key: str | None) -> RpcAddress:
+    def parse(cls, tracker: str, key: str | None, priority: int = 1) -> RpcAddress:
         """Read ``HOST:PORT``.
 
         Raises
@@ -59,7 +62,7 @@ class RpcAddress:
             raise TuningError(f"RPC tracker {tracker!r} is malformed; write HOST:PORT")
         if not key:
             raise TuningError(f"RPC tracker {tracker!r} needs the boards' key; add --rpc-key")
-        return cls(host, int(port), key)
+        return cls(host, int(port), key, priority=priority)
 
     def boards(self) -> int:
         """Return how many boards of the key are registered.
@@ -75,8 +78,8 @@ class RpcAddress:
             summary = rpc.connect_tracker(self.host, self.port).summary()
         except Exception as error:  # TVM raises several types
             raise TuningError(
-                f"RPC tracker {self.host}:{self.port} does not answer ({_line(error)}); start one "
-                "with python -m tvm.exec.rpc_tracker"
+                f"RPC tracker {self.host}:{self.port} does not answer ({last_line(error)}); start "
+                "one with python -m tvm.exec.rpc_tracker"
             ) from None
         keys = [str(s["key"]).removeprefix("server:") for s in summary["server_info"]]
         if not keys.count(self.key):
@@ -86,6 +89,22 @@ class RpcAddress:
                 "start python -m tvm.exec.rpc_server there"
             )
         return keys.count(self.key)
+
+    def request(self) -> rpc.RPCSession:
+        """Return a session on a free board; wait where all of them are held.
+
+        Raises
+        ------
+        Exception
+            Of several types, if the tracker or the board does not answer.
+        """
+        tracker = rpc.connect_tracker(self.host, self.port)
+        return tracker.request(
+            self.key,
+            priority=self.priority,
+            session_timeout=self.session_timeout_s,
+            max_retry=2,
+        )
 
 
 class RpcDevice:
@@ -110,13 +129,10 @@ class RpcDevice:
     def __init__(self, address: RpcAddress, threads: int = 1, target: Target | None = None) -> None:
         self._export = export_options(target) if target else {}
         try:
-            tracker = rpc.connect_tracker(address.host, address.port)
-            self._remote = tracker.request(
-                address.key, session_timeout=address.session_timeout_s, max_retry=2
-            )
+            self._remote = address.request()
             self._remote.get_function("runtime.config_threadpool")(1, threads)
         except Exception as error:
-            raise DeviceLostError(_line(error)) from None
+            raise DeviceLostError(last_line(error)) from None
 
     def load(self, scene: Scene, footprint: int) -> None:
         """Send a task's tensors once: the timer flushes caches, whatever the footprint."""
@@ -176,9 +192,10 @@ class _Blame:
         try:
             tvm.runtime.tensor([1.0], self._remote.cpu(0)).numpy()
         except Exception:
-            raise DeviceLostError(_line(error)) from None
+            raise DeviceLostError(last_line(error)) from None
 
 
-def _line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's message: TVM puts traces of the stack above it."""
     text = str(error).strip().splitlines()
     return text[-1] if text else type(error).__name__
