@@ -3,8 +3,8 @@
     python -m benchmarks.arm_layers --json rows.json --record
     python -m benchmarks.arm_layers --cores cortex-a53 --schemes W8A8 W4A4 --layers layer1
 
-``--join`` takes the rows of other cores from an earlier run's ``--json``; gains are only ever taken
-within one core's run.
+``--join`` takes the rows of other cores from an earlier run's ``--json`` (with ``--cores`` and
+nothing behind it the page is only written anew); gains are only ever taken within one core's run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import resq_tvm as resq
-from benchmarks.arm_layers_page import BASE, SCHEMES, Row, page
+from benchmarks.arm_layers_page import BASE, EVICTED, SCHEMES, Row, page
 from benchmarks.networks import workload
 from benchmarks.record import stamp
 from resq_tvm.compiler import lower_network
@@ -44,17 +44,16 @@ from resq_tvm.targets.preset import Target, get_target
 from resq_tvm.targets.toolchain import export_options
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "arm.md"
-ROWS = 8  # of output that are run
-EVICTED = 4 << 20  # bytes of other memory that are touched before a run with caches
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--cores", nargs="+", default=list(CORES), choices=list(CORES))
+parser.add_argument("--cores", nargs="*", default=list(CORES), choices=list(CORES))
 parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
 parser.add_argument(
     "--caches", nargs="*", default=["cortex-a53", "cortex-a72"], choices=list(CORES),
     help="cores whose kernels are run a second time with caches",
 )  # fmt: skip
 parser.add_argument("--layers", default="", help="part of a layer's name")
+parser.add_argument("--rows", type=int, default=16, help="of output that are run at most")
 parser.add_argument("--calibration", type=int, default=4, help="frames")
 parser.add_argument("--jobs", type=int, default=2, help="kernels that are emulated at once")
 parser.add_argument("--join", nargs="*", type=Path, default=[], help="rows of other cores")
@@ -163,12 +162,17 @@ def execute(
 
 
 def measure(
-    scheme: str, layers: int, record: KernelRecord, target: Target, boards: Sequence[EmulatedBoard]
+    scheme: str,
+    layers: int,
+    record: KernelRecord,
+    target: Target,
+    boards: Sequence[EmulatedBoard],
+    rows: int,
 ) -> Row:
-    """Run a kernel without caches, and on a second board with them."""
+    """Run the first rows of a kernel without caches, and on a second board with them."""
     anchor = record.kernel.anchor
     assert isinstance(anchor, Conv) and record.layer is not None
-    kernel = crop(record.kernel, ROWS)
+    kernel = crop(record.kernel, rows)
     region = execute(kernel, record, target, boards[0])
     inputs = sum(record.kernel.tensor(n).c for n in anchor.inputs)
     row = Row(
@@ -197,7 +201,7 @@ def rows_of(
         start = time.perf_counter()
         with ThreadPoolExecutor(args.jobs) as pool:
             jobs = [
-                pool.submit(measure, scheme, n, kernels[layer], target, boards)
+                pool.submit(measure, scheme, n, kernels[layer], target, boards, args.rows)
                 for layer, n in layers.items()
             ]
             try:
@@ -214,42 +218,50 @@ def rows_of(
     return rows
 
 
-def device(cores: Sequence[str]) -> dict[str, Any]:
+def device(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the cycles depend on besides the commit."""
     told = subprocess.run([EMULATOR, "--version"], capture_output=True, text=True, check=True)
     return {
         "emulated": "boards, simulated",
-        "cores": " ".join(dict.fromkeys(cores)),
+        "cores": " ".join(args.cores),
+        "rows of output": f"at most {args.rows}",
         "pipeline model": MODEL_VERSION,
         "qemu": told.stdout.split()[2],
     }
 
 
-def _save(rows: Sequence[Row], path: Path) -> None:
+def write(path: Path, stamps: Sequence[str], rows: Sequence[Row]) -> None:
+    """Write what `read` reads."""
+    document = {"stamps": list(stamps), "rows": [asdict(row) for row in rows]}
     with atomic_file(path) as staging:
-        staging.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        staging.write_text(json.dumps(document, indent=1))
+
+
+def read(path: Path) -> tuple[list[str], list[Row]]:
+    """Return how an earlier run measured, and its rows."""
+    document = json.loads(path.read_text())
+    return document["stamps"], [Row(**row) for row in document["rows"]]
 
 
 def main() -> None:
     args = parser.parse_args()
     if BASE not in args.schemes:
         args.schemes.insert(0, BASE)
-    measured = [Row(**d) for path in args.join for d in json.loads(path.read_text())]
-    rows = [row for row in measured if row.core not in args.cores]
-    stamped = stamp(device([*(row.core for row in rows), *args.cores]), PAGE)
-    qnets = networks(args.schemes, args.calibration)
+    stamps: list[str] = []
+    rows: list[Row] = []
+    for path in args.join:
+        how, joined = read(path)
+        stamps += how
+        rows += [row for row in joined if row.core not in args.cores]
+    if args.cores:
+        stamps.append(stamp(device(args), PAGE))
+        qnets = networks(args.schemes, args.calibration)
     for core in args.cores:
         rows += rows_of(core, qnets, args)
         if args.json:
-            _save(rows, args.json)
-    how = f"At most {ROWS} rows of output are run, and every load hits the first cache level."
-    if any(row.cached_cycles for row in rows):
-        how += (
-            f" *With caches*: the core's caches are modelled, and {EVICTED >> 20} MiB of other "
-            "memory displaced the weights before."
-        )
+            write(args.json, stamps, rows)
     rows.sort(key=lambda r: list(CORES).index(r.core))  # stable: layers keep their order
-    lines = page(rows, stamped, how)
+    lines = page(rows, stamps)
     print("\n".join(lines))
     if args.record:
         with atomic_file(PAGE) as path:

@@ -4,8 +4,9 @@
 
 LiteRT's int8 networks are made by `benchmarks/litert_int8.py` in the Python named by
 ``--converter`` (an environment with litert-torch and ai-edge-quantizer); later runs find them in
-the cache folder. ``--join`` adds rows that another benchmark has written with ``--json``, of the
-same networks on the same cores, and relates them to the faster peer.
+the cache folder. Ours run frame by frame at W8A8, beside them. ``--join`` adds rows that another
+benchmark has written with ``--json``, of the same networks on the same cores, and relates them to
+the faster peer; ``--rows`` takes over rows of an earlier run, since simulated cycles repeat.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import resq_tvm as resq
 from benchmarks import peers
 from benchmarks.networks import Workload, workload
 from benchmarks.record import record
+from resq_tvm.simulate import simulate
 from resq_tvm.targets import emulated
 from resq_tvm.targets.boardkit import cross_compile
 from resq_tvm.targets.emulated.board import EMULATOR, EmulatedBoard
 from resq_tvm.targets.emulated.userland import userland
 
 HERE = Path(__file__).resolve().parent
+ENGINES = {"litert": "LiteRT (XNNPACK)", "onnxruntime": "ONNX Runtime"}
 CORES = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76")
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -41,6 +45,7 @@ parser.add_argument("--core", nargs="+", default=list(CORES))
 parser.add_argument("--calibration", type=int, default=8)
 parser.add_argument("--converter", type=Path, help="a Python that has litert-torch")
 parser.add_argument("--join", nargs="*", type=Path, default=[], help="rows of other benchmarks")
+parser.add_argument("--rows", type=Path, help="rows of peers that an earlier run has written")
 parser.add_argument("--json", type=Path, help="write the rows here")
 parser.add_argument("--record", action="store_true", help="write the table into docs/figures.md")
 
@@ -145,13 +150,31 @@ def measure(
     region = ran.regions[0]
     error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
     return Row(
-        load.name, core, {"litert": "LiteRT (XNNPACK)", "onnxruntime": "ONNX Runtime"}[engine],
+        load.name, core, ENGINES[engine],
         region.instructions, region.cycles, ran.seconds() * 1e3, float(error),
     )  # fmt: skip
 
 
-def rows_of(name: str, args: argparse.Namespace) -> list[Row]:
-    """Measure all peers of one network."""
+def ours(load: Workload, core: str, qnet: Any, expected: NDArray[np.float32]) -> Row:
+    """Run one and two frames of our own W8A8 network, and count what the second takes."""
+    with tempfile.TemporaryDirectory(prefix="resq-") as folder:
+        path = Path(folder) / "frame.resq"
+        resq.compile(qnet, core, output=path)
+        one = simulate(path, frames=load.frames[:1], keyframes=1)
+        two = simulate(path, frames=load.frames[:2], keyframes=2)
+    cycles = round(2 * two.keyframe.cycles - one.keyframe.cycles)
+    instructions = round(2 * two.keyframe.instructions - one.keyframe.instructions)
+    found = two.outputs[1][0].reshape(expected.shape)
+    error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
+    milliseconds = cycles / two.core.clock_hz * 1e3
+    return Row(
+        load.name, core, "ours W8A8, frame by frame", instructions, cycles, milliseconds,
+        float(error), peer=False,
+    )  # fmt: skip
+
+
+def rows_of(name: str, args: argparse.Namespace, known: list[Row]) -> list[Row]:
+    """Measure all peers of one network, but those that are known, and ours."""
     load = workload(name)
     calibration = load.frames[: args.calibration]
     expected = float_output(load, load.frames[1])
@@ -159,12 +182,17 @@ def rows_of(name: str, args: argparse.Namespace) -> list[Row]:
         "litert": litert_model(load, calibration, args.converter),
         "onnxruntime": peers.quantized_onnx(load.source, calibration),
     }
+    net = resq.load(load.model, input_shape=load.input_shape)
+    qnet = resq.calibrate(net, [calibration], "W8A8", period=1)
     rows = []
     for core in args.core:
         for engine, model in models.items():
-            row = measure(load, core, engine, model, expected)
-            rows.append(row)
-            print(line(row, None), flush=True)
+            place = name, core, ENGINES[engine]
+            row = next((r for r in known if (r.network, r.core, r.engine) == place), None)
+            rows.append(row or measure(load, core, engine, model, expected))
+            print(line(rows[-1], None), flush=True)
+        rows.append(ours(load, core, qnet, expected))
+        print(line(rows[-1], None), flush=True)
     return rows
 
 
@@ -187,7 +215,8 @@ def line(row: Row, best: int | None) -> str:
 
 def main() -> None:
     args = parser.parse_args()
-    rows = [row for name in args.network for row in rows_of(name, args)]
+    known = [] if args.rows is None else [Row(**r) for r in json.loads(args.rows.read_text())]
+    rows = [row for name in args.network for row in rows_of(name, args, known)]
     for path in args.join:
         rows += [Row(**document) for document in json.loads(path.read_text())]
     rows.sort(key=lambda r: (r.network, r.core))  # stable: engines keep their order

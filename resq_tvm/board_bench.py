@@ -29,6 +29,7 @@ from resq_tvm.video.clip import Clip
 _FUNCTION = "resq_board_bench"
 _LIBRARY = "resq_board_bench.so"
 _FRAMES = "frames.f32"
+_FILES = (MANIFEST_NAME, LIBRARY_NAME, PARAMS_NAME)
 _CORES = re.compile(r"fast|slow|free|\d{1,4}(,\d{1,4})*")
 COOL_DOWN_S = 0.5
 
@@ -109,32 +110,17 @@ def benchmark_on_board(
     library = bench_library(get_target(manifest.target.name).architecture, tell)
     frames = prepare_frames(manifest, clip)
     followers = min(period - 1, RESIDUALS_PER_KEYFRAME) if manifest.has_residual else 0
+    sent = {name: (folder / name).read_bytes() for name in _FILES}
+    sent[_FRAMES] = b"".join(frame_bytes(frame, manifest) for frame in frames)
+    sent[_LIBRARY] = library.read_bytes()
+    plan = (threads or 0, followers, warmup, repeats, float(cool_down_s), cores)
     try:
-        tell(f"ask for board {address.key}")
-        remote = address.request()
-        tell("send the artifact")
-        for name in (MANIFEST_NAME, LIBRARY_NAME, PARAMS_NAME):
-            remote.upload(bytearray((folder / name).read_bytes()), name)
-        remote.upload(bytearray(b"".join(frame_bytes(f, manifest) for f in frames)), _FRAMES)
-        remote.upload(str(library), _LIBRARY)
-        place = remote.get_function("tvm.rpc.server.workpath")
-        tell(f"measure on board {address.key}")
-        told = remote.load_module(_LIBRARY)[_FUNCTION](
-            str(Path(str(place(MANIFEST_NAME))).parent),
-            str(place(_FRAMES)),
-            threads or 0,
-            followers,
-            warmup,
-            repeats,
-            float(cool_down_s),
-            cores,
-        )
+        found = _play(address, sent, plan, manifest.target.name, tell)
     except Exception as error:  # TVM raises several types, the board's errors among them
         raise TargetError(
             f"board {address.key!r} at {address.host}:{address.port} did not measure "
             f"{str(folder)!r}: {last_line(error)}"
         ) from None
-    found: dict[str, Any] = json.loads(str(told))
     times = {name: found.pop(f"{name}_ms") for name in ("keyframe", "residual")}
     device = {
         **found,
@@ -150,6 +136,33 @@ def benchmark_on_board(
         [],
         device,
     )
+
+
+def _play(
+    address: RpcAddress,
+    sent: dict[str, bytes],
+    plan: tuple[object, ...],
+    target: str,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Hold a board, send the files and let it measure; return what it found."""
+    tell(f"ask for board {address.key}")
+    remote = address.request()
+    tell("send the artifact")
+    for name, contents in sent.items():
+        remote.upload(bytearray(contents), name)
+    place = remote.get_function("tvm.rpc.server.workpath")
+    try:
+        measure = remote.load_module(_LIBRARY)[_FUNCTION]
+    except Exception as error:
+        raise TargetError(
+            f"it cannot load a library of target {target} ({last_line(error)}); use the key of a "
+            "board of its architecture, with a glibc that is not older than here"
+        ) from None
+    tell(f"measure on board {address.key}")
+    at = Path(str(place(MANIFEST_NAME))).parent
+    found: dict[str, Any] = json.loads(str(measure(str(at), str(at / _FRAMES), *plan)))
+    return found
 
 
 def bench_library(architecture: str, progress: Callable[[str], None] | None = None) -> Path:

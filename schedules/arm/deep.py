@@ -13,17 +13,19 @@ from typing import Any
 
 from resq_tvm.schedules.arm.depth import INT8, INT16, Window, longest_window, total_bound
 from resq_tvm.schedules.arm.runs import Reduction
-from resq_tvm.schedules.arm.scheme import Scheme, store_quads, value, widen_pairs, zeros
-from resq_tvm.schedules.code import Code, Expr, constant
+from resq_tvm.schedules.arm.scheme import value
+from resq_tvm.schedules.arm.windowed import Windowed
+from resq_tvm.schedules.code import Code, Expr
 
 _WORTH = 6  # chunks: with fewer between flushes, `Pairs` is as fast
 
 
-class Deep(Scheme):
+class Deep(Windowed):
     """Meaning: as `Smull`, with int8 sums over a window of chunks."""
 
     name = "deep"
     bits = (3, 3)
+    narrow, wide = "int8", "int16"
 
     @classmethod
     def prove(cls, reduction: Reduction, limits: tuple[int, int]) -> Window | None:
@@ -32,13 +34,6 @@ class Deep(Scheme):
             return None
         window = longest_window(reduction, limits[0], INT8, 16)
         return window if window and (window.level == "all" or window.chunks >= _WORTH) else None
-
-    def start(self, code: Code, pixels: int) -> Any:
-        """One int8x16 per pixel and output; int16x8 ones where there are several windows."""
-        narrow = [zeros(code, self.outputs, 16, "int8") for _ in range(pixels)]
-        if self.window.level == "all":
-            return narrow, None
-        return narrow, [zeros(code, self.outputs, 8, "int16") for _ in range(pixels)]
 
     def multiply(
         self,
@@ -54,24 +49,3 @@ class Deep(Scheme):
         for m, a in enumerate(chunk):
             acc = state[0][m][vector]
             code.store(acc, [0], value(acc, 16) + a * w, 16)
-
-    def accumulators(self, state: Any) -> list[Any]:
-        """Return the narrow ones."""
-        return [acc for row in state[0] for acc in row]
-
-    def flush(self, code: Code, state: Any) -> None:
-        """Add the int8 sums to the int16 ones (``sadalp``)."""
-        for narrow, wide in zip(*state, strict=True):
-            for a, b in zip(narrow, wide, strict=True):
-                code.store(b, [0], value(b, 8) + widen_pairs("int16", value(a, 16)), 8)
-                code.store(a, [0], constant(0, "int8", 16), 16)
-
-    def finish(self, code: Code, state: Any, spill: Any, first: Expr) -> None:
-        """Sum the lanes of every accumulator."""
-        narrow, wide = state
-        if wide is None:
-            sums = [[widen_pairs("int16", value(acc, 16)) for acc in row] for row in narrow]
-        else:
-            sums = [[value(acc, 8) for acc in row] for row in wide]
-        quads = [[widen_pairs("int32", s) for s in row] for row in sums]
-        store_quads(code, quads, spill, first)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import arm_layers
-from benchmarks.arm_layers import crop, distinct, execute
+from benchmarks.arm_layers import crop, distinct, execute, read, write
 from benchmarks.arm_layers_page import Row, gains, mean_gain, network_gain, page
 from resq_tvm.passes.lower import KernelRecord
 from resq_tvm.schedules import meaning
@@ -115,17 +116,17 @@ def test_gains_are_means_over_layers_with_channels_enough() -> None:
 
 
 def text(rows: list[Row]) -> str:
-    return "\n".join(page(rows, "stamp", "cut"))
+    return "\n".join(page(rows, ["stamp"]))
 
 
 def test_the_page_says_what_was_met_and_what_was_missed() -> None:
     rows = [row("a", "W8A8", 200), row("a", "W4A4", 100), row("a", "W2A2", 100)]
     told = text(rows)
-    assert "| cortex-a53 | gain of W4A4 | 1.7 × | 2.00 × | met |" in told
-    assert "| cortex-a53 | gain of W2A2 | 3.0 × | 2.00 × | missed by 33% |" in told
+    assert "| cortex-a53 | gain of W4A4 | 1.7 × | 2.000 × | met |" in told
+    assert "| cortex-a53 | gain of W2A2 | 3.0 × | 2.000 × | missed by 33.3% |" in told
     assert "| 96% (96% to 96%) | met; 0 of 1 layers are below |" in told
     slow = text([row("a", "W8A8", 400)])
-    assert "| 48% (48% to 48%) | missed by 40%; 1 of 1 layers are below |" in slow
+    assert "| 48% (48% to 48%) | missed by 39.9%; 1 of 1 layers are below |" in slow
 
 
 def test_the_page_says_where_low_bits_do_not_pay() -> None:
@@ -142,3 +143,9 @@ def test_the_page_says_where_low_bits_do_not_pay() -> None:
     assert "W2A2 on cortex-a72 does not pay on conv short (1.05 ×)." in told
     assert "on cortex-a72: W2A2 1.05 × beside 2.00 ×." in told
     assert "on cortex-a72: W2A2 1.20 ×, the least 1.20 × on conv a." in told
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    rows = [row("a", "W8A8", 200, cached=240)]
+    write(tmp_path / "rows.json", ["stamp"], rows)
+    assert read(tmp_path / "rows.json") == (["stamp"], rows)
