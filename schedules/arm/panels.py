@@ -17,7 +17,7 @@ from resq_tvm.schedules.code import constant, load
 from resq_tvm.schedules.context import Context
 
 _NIBBLE = 7
-_WORTH = 64  # uses of every weight: with fewer, unpacking takes too long
+_WORTH = 256  # uses of every weight: with fewer, unpacking takes over one per cent
 
 
 def pack_nibbles(weights: NDArray[np.int8]) -> NDArray[np.int8]:
