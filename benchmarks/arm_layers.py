@@ -38,7 +38,7 @@ from resq_tvm.schedules.tuning.records import decider
 from resq_tvm.schedules.tuning.scenes import Scene
 from resq_tvm.schedules.tuning.tasks import describe, macs
 from resq_tvm.targets.emulated.board import EMULATOR, EmulatedBoard, Region
-from resq_tvm.targets.emulated.cores import CORES, MODEL_VERSION
+from resq_tvm.targets.emulated.cores import CORES, MODEL_VERSION, VARIANTS
 from resq_tvm.targets.emulated.kernels import MEASURED, run_kernel
 from resq_tvm.targets.preset import Target, get_target
 from resq_tvm.targets.toolchain import export_options
@@ -46,7 +46,7 @@ from resq_tvm.targets.toolchain import export_options
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "arm.md"
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--cores", nargs="*", default=list(CORES), choices=list(CORES))
+parser.add_argument("--cores", nargs="*", default=list(CORES), choices=list(CORES | VARIANTS))
 parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES))
 parser.add_argument(
     "--caches", nargs="*", default=["cortex-a53", "cortex-a72"], choices=list(CORES),
@@ -176,7 +176,7 @@ def measure(
     region = execute(kernel, record, target, boards[0])
     inputs = sum(record.kernel.tensor(n).c for n in anchor.inputs)
     row = Row(
-        target.core, scheme, record.layer, layers, describe(record.kernel),
+        boards[0].core.name, scheme, record.layer, layers, describe(record.kernel),
         min(inputs, record.kernel.c), anchor.weight[0].size, macs(kernel), macs(record.kernel),
         record.decision.method, region.cycles, region.bound,
     )  # fmt: skip
@@ -190,7 +190,7 @@ def rows_of(
     core: str, qnets: Mapping[str, QuantizedNetwork], args: argparse.Namespace
 ) -> list[Row]:
     """Measure every distinct kernel of a core, scheme by scheme."""
-    target = get_target(core)
+    target = get_target(core.removesuffix("-cautious"))
     boards = [EmulatedBoard(core)]
     if core in args.caches:
         boards.append(EmulatedBoard(core, cache_model=True))
@@ -260,7 +260,7 @@ def main() -> None:
         rows += rows_of(core, qnets, args)
         if args.json:
             write(args.json, stamps, rows)
-    rows.sort(key=lambda r: list(CORES).index(r.core))  # stable: layers keep their order
+    rows.sort(key=lambda r: list(CORES | VARIANTS).index(r.core))  # stable: layers keep their order
     lines = page(rows, stamps)
     print("\n".join(lines))
     if args.record:

@@ -18,6 +18,9 @@ BARS = (
     ("cortex-a53", "W4A4", 1.7),
     ("cortex-a53", "W3A3", 2.1),
     ("cortex-a53", "W2A2", 3.0),
+    ("cortex-a53-cautious", "W4A4", 1.7),
+    ("cortex-a53-cautious", "W3A3", 2.1),
+    ("cortex-a53-cautious", "W2A2", 3.0),
     ("cortex-a72", "W2A2", 2.0),
 )
 BOUND_BAR = 0.8
