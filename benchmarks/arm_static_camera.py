@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,11 @@ def measure(name: str, given: dict[str, str], cores: list[str], folder: Path) ->
     import numpy as np
 
     import resq_tvm as resq
+    from benchmarks.cases import CASES
     from resq_tvm.predict import make_preprocessor
     from resq_tvm.processing.config import load_processing
     from resq_tvm.quantize.qnet import QuantizedNetwork
     from resq_tvm.simulate import simulate
-
-    # Its options are its own.
-    sys.argv = sys.argv[:1]
-    from benchmarks.static_camera import CASES
 
     case = CASES[name]
     if name not in given:
@@ -82,11 +78,9 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     args = parser.parse_args()
-    command = list(sys.argv)
     given = dict(text.split("=", 1) for text in args.qnet)
     with tempfile.TemporaryDirectory() as folder:
         rows = [r for name in args.case for r in measure(name, given, args.core, Path(folder))]
-    sys.argv = command
     lines = [
         "All figures are simulated (million cycles of a frame; caches are modelled).",
         "",

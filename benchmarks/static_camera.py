@@ -16,7 +16,6 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from numpy.typing import NDArray  # noqa: E402
 
 import resq_tvm as resq  # noqa: E402
 from benchmarks import peers  # noqa: E402
-from benchmarks.networks import DATA  # noqa: E402
+from benchmarks.cases import CASES  # noqa: E402
 from benchmarks.record import record  # noqa: E402
 from resq_tvm.accuracy import against_float, plain  # noqa: E402
 from resq_tvm.artifact import Artifact  # noqa: E402
@@ -52,39 +51,6 @@ from resq_tvm.predict import make_preprocessor  # noqa: E402
 from resq_tvm.processing.config import load_processing  # noqa: E402
 from resq_tvm.processing.postprocess import interpret  # noqa: E402
 from resq_tvm.quantize.qnet import QuantizedNetwork  # noqa: E402
-from resq_tvm.video.clip import Clip, FrameRange  # noqa: E402
-from resq_tvm.video.source import open_clip  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network on a part of a clip."""
-
-    model: Path
-    processing: str
-    clip: Path
-    frames: str
-    fitted: int  # frames that calibrate and fit
-    period: int
-    crop: tuple[int, int, int, int] | None = None
-
-    def open(self) -> Clip:
-        """Return the clip, cut and cropped."""
-        return open_clip(str(self.clip)).select(
-            frames=FrameRange.parse(self.frames), crop=self.crop
-        )
-
-
-ESPNET, BLAZEPOSE = DATA / "models/espnet_camvid.onnx", DATA / "models/blazepose_full.tflite"
-VTEST, CAR = DATA / "clips/vtest.avi", DATA / "clips/car-detection.mp4"
-CASES = {
-    "blazepose_vtest": Case(
-        BLAZEPOSE, "blazepose", VTEST, "400:432", 16, 8, (160, 240, 160, 160)
-    ),
-    # The part of the clip where holding is clearly worse than computing every frame.
-    "espnet_car": Case(ESPNET, "espnet_camvid", CAR, "48:96", 24, 8),
-    "espnet_vtest": Case(ESPNET, "espnet_camvid", VTEST, "480:528", 24, 8),
-}  # fmt: skip
 
 
 def artifact(name: str, qnet: QuantizedNetwork, processing: Any, folder: Path) -> Artifact:

@@ -1,0 +1,41 @@
+"""Clips of static cameras, and the networks that watch them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.networks import DATA
+from resq_tvm.video.clip import Clip, FrameRange
+from resq_tvm.video.source import open_clip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network on a part of a clip."""
+
+    model: Path
+    processing: str
+    clip: Path
+    frames: str
+    fitted: int  # frames that calibrate and fit
+    period: int
+    crop: tuple[int, int, int, int] | None = None
+
+    def open(self) -> Clip:
+        """Return the clip, cut and cropped."""
+        return open_clip(str(self.clip)).select(
+            frames=FrameRange.parse(self.frames), crop=self.crop
+        )
+
+
+ESPNET, BLAZEPOSE = DATA / "models/espnet_camvid.onnx", DATA / "models/blazepose_full.tflite"
+VTEST, CAR = DATA / "clips/vtest.avi", DATA / "clips/car-detection.mp4"
+CASES = {
+    "blazepose_vtest": Case(
+        BLAZEPOSE, "blazepose", VTEST, "400:432", 16, 8, (160, 240, 160, 160)
+    ),
+    # The part of the clip where holding is clearly worse than computing every frame.
+    "espnet_car": Case(ESPNET, "espnet_camvid", CAR, "48:96", 24, 8),
+    "espnet_vtest": Case(ESPNET, "espnet_camvid", VTEST, "480:528", 24, 8),
+}  # fmt: skip
