@@ -186,6 +186,13 @@ def load_vector(ctx: Context, name: str, index: Sequence[Expr], block: ChannelBl
     return tirx.Shuffle([value] * ceil_div(LANES, lanes), list(range(LANES)))
 
 
+def block_outputs(array: NDArray[Any], ctx: Context, block: ChannelBlock) -> NDArray[Any]:
+    """Return a block's outputs of an array that has one row per output; missing ones are zero."""
+    missing = ctx.vectors * LANES - array.shape[0]
+    padded = np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+    return padded[block.start * LANES : (block.start + block.count) * LANES]
+
+
 def pad_channels(array: NDArray[Any], vectors: int) -> NDArray[Any]:
     """Pad the last axis with zero to whole vectors."""
     missing = vectors * LANES - array.shape[-1]

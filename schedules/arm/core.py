@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
 from resq_tvm.errors import CompileError
@@ -19,7 +18,7 @@ from resq_tvm.schedules.arm.scheme import Scheme
 from resq_tvm.schedules.arm.schemes import SCHEMES
 from resq_tvm.schedules.arm.steps import Steps, Weight
 from resq_tvm.schedules.code import Expr, constant, load, reinterpret, splat
-from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
+from resq_tvm.schedules.context import LANES, ChannelBlock, Context, block_outputs, ceil_div
 from resq_tvm.schedules.spec import Conv, Phase
 
 Rounds = Callable[[Expr, int, Expr], None]  # first chunk, how many rounds, first channel
@@ -64,11 +63,8 @@ class ArmCore:
         self.scheme: Scheme = kind(window)
         outputs = kind.outputs
         self.blocks = ceil_div(block.lanes[0], outputs)  # per vector of 16 outputs
-        chunked = self.reduction.chunked()
-        pad = ctx.vectors * LANES - chunked.shape[0]
-        chunked = np.pad(chunked, ((0, pad), (0, 0), (0, 0)))
-        chosen = chunked[block.start * LANES : (block.start + block.count) * LANES]
-        packed = self.scheme.pack(chosen.reshape(-1, outputs, *chunked.shape[1:]))
+        chosen = block_outputs(self.reduction.chunked(), ctx, block)
+        packed = self.scheme.pack(chosen.reshape(-1, outputs, *chosen.shape[1:]))
         self.weight = emit_weights(ctx, packed)
         self.block_bytes = packed[0].size
 
@@ -151,21 +147,20 @@ class ArmCore:
 
         steps = Steps(code, scheme, state, activations, weight)
         emit: Rounds = steps.ahead if self.ctx.target.in_order else steps.plain
-        window = scheme.window.chunks if scheme.window.level == "chunks" else 0
+        window = between = scheme.window.chunks if scheme.window.level == "chunks" else 0
         own = scheme.name in LOOPS and len(pixels) == PIXELS and run.stretch % scheme.unit == 0
         if self.ctx.target.in_order and own:
             emit = self._loop(run, (top, left), pixels, state, weight)
             if scheme.separates:  # by itself, after every window
-                window = 0
+                between = 0
         done = run.chunks // scheme.unit * scheme.unit
-        if window:
-            with code.loop(run.chunks // window, "w") as n:
-                emit(n * window, window // scheme.unit, channel)
+        if between:
+            with code.loop(run.chunks // between, "w") as n:
+                emit(n * between, between // scheme.unit, channel)
                 scheme.flush(code, state)
-            done = run.chunks // window * window
+            done = run.chunks // between * between
         else:
             emit(0, run.chunks // scheme.unit, channel)
-        window = scheme.window.chunks if scheme.window.level == "chunks" else 0
         offset = done * CHUNK
         sizes = [CHUNK] * (run.chunks - done) + list(run.tails)
         for n, size in enumerate(sizes):

@@ -32,8 +32,7 @@ class Deep(Windowed):
         """Keep a window per byte within int8, everything per pair of bytes within int16."""
         if 2 * total_bound(reduction, limits[0], 16) > INT16:
             return None
-        window = longest_window(reduction, limits[0], INT8, 16)
-        return window if window and (window.level == "all" or window.chunks >= _WORTH) else None
+        return longest_window(reduction, limits[0], INT8, 16, _WORTH)
 
     def multiply(
         self,

@@ -44,7 +44,7 @@ def limits_of(anchor: Conv) -> tuple[int, int]:
 
 
 def longest_window(
-    reduction: Reduction, limit: int, capacity: int, lanes: int, unit: int = 1
+    reduction: Reduction, limit: int, capacity: int, lanes: int, least: int = 1
 ) -> Window | None:
     """Return the longest window whose sums stay within a capacity; None if there is none.
 
@@ -57,8 +57,8 @@ def longest_window(
         Largest magnitude of the accumulator.
     lanes : int
         Lanes of the accumulator: bytes ``i`` and ``i + lanes`` of a chunk share one.
-    unit : int
-        Windows within a run are multiples of so many chunks.
+    least : int
+        Shorter windows than so many chunks do not count, unless one holds everything.
     """
     sums = [_lane_sums(w, lanes) for w in reduction.weights]
 
@@ -68,15 +68,17 @@ def longest_window(
     whole = [sum((s.sum(axis=(1, 2, 3)) for s in sums), np.zeros(1, np.int64))]
     if (largest := bound(whole)) <= capacity:
         return Window("all", reduction.chunks, largest)
+    window = None
     if (largest := bound([s.sum(axis=(2, 3)) for s in sums])) <= capacity:
-        return Window("row", max(r.columns * r.units for r in reduction.runs), largest)
-    if (largest := bound([s.sum(axis=3) for s in sums])) <= capacity:
-        return Window("run", max(r.units for r in reduction.runs), largest)
-    longest = max(r.units for r in reduction.runs)
-    for chunks in range(longest // unit * unit, 0, -unit):
-        if (largest := bound([_windows(s, chunks) for s in sums])) <= capacity:
-            return Window("chunks", chunks, largest)
-    return None
+        window = Window("row", max(r.columns * r.units for r in reduction.runs), largest)
+    elif (largest := bound([s.sum(axis=3) for s in sums])) <= capacity:
+        window = Window("run", max(r.units for r in reduction.runs), largest)
+    else:
+        for chunks in range(max(r.units for r in reduction.runs), 0, -1):
+            if (largest := bound([_windows(s, chunks) for s in sums])) <= capacity:
+                window = Window("chunks", chunks, largest)
+                break
+    return window if window is not None and window.chunks >= least else None
 
 
 def total_bound(reduction: Reduction, limit: int, lanes: int) -> int:

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resq_tvm.schedules.arm.depth import INT16
+from resq_tvm.schedules.arm.depth import INT16, limits_of
 from resq_tvm.schedules.code import Expr, cast, load
 from resq_tvm.schedules.context import LANES, Context, load_vector
 from resq_tvm.schedules.depthwise import DepthwiseBlock, emit_depthwise
 from resq_tvm.schedules.spec import Conv
-
-_LARGEST_CODE = 127
 
 Tap = tuple[int, int, int]  # row and column offset in the input, number of the packed weights
 
@@ -65,7 +63,7 @@ class _ArmBlock(DepthwiseBlock):
         weights = np.stack(
             [kernel.weight[:, ky, kx, 0] for s in self.segments for ky, kx in s.taps]
         ).reshape(-1, channels)
-        limit = kernel.limits[0] if kernel.limits is not None else _LARGEST_CODE
+        limit, _ = limits_of(kernel)
         first = 0
         for size in tap_groups(weights, limit):
             sums = self._sum(taps[first : first + size], o, i, x0, c)

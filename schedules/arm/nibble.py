@@ -37,8 +37,7 @@ class Nibble(Scheme):
         """Keep a window per byte within ±7, everything per byte within int8."""
         if limits[1] > 1 or total_bound(reduction, limits[0], 16) > INT8:
             return None
-        window = longest_window(reduction, limits[0], _NIBBLE, 16)
-        return window if window and (window.level == "all" or window.chunks >= _WORTH) else None
+        return longest_window(reduction, limits[0], _NIBBLE, 16, _WORTH)
 
     def pack(self, weights: NDArray[np.int8]) -> NDArray[np.int8]:
         """Join outputs 0 and 2, 1 and 3."""

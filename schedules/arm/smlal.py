@@ -30,8 +30,7 @@ class Smlal(Windowed):
     @classmethod
     def prove(cls, reduction: Reduction, limits: tuple[int, int]) -> Window | None:
         """Keep the products of bytes i and i + 8 of a window's chunks within int16."""
-        window = longest_window(reduction, limits[0], INT16, 8)
-        return window if window and (window.level == "all" or window.chunks >= _WORTH) else None
+        return longest_window(reduction, limits[0], INT16, 8, _WORTH)
 
     def multiply(
         self,

@@ -28,7 +28,7 @@ from resq_tvm.schedules.arm.planes import GROUP, emit_planes, pack, packable, pl
 from resq_tvm.schedules.arm.runs import CHUNK, Run, reduction_of
 from resq_tvm.schedules.arm.scheme import value, zeros
 from resq_tvm.schedules.code import Expr, cast, load
-from resq_tvm.schedules.context import LANES, ChannelBlock, Context
+from resq_tvm.schedules.context import LANES, ChannelBlock, Context, block_outputs
 from resq_tvm.schedules.packing import densify
 from resq_tvm.schedules.spec import Conv, FusedKernel, Phase
 
@@ -180,9 +180,7 @@ class TernaryCore:
             steps = np.concatenate([whole, *short], axis=3).reshape(o, -1, GROUP)
             packed.append(pack(steps))
         planes = np.concatenate(packed, axis=1)  # (outputs, steps, 2)
-        pad = ctx.vectors * LANES - planes.shape[0]
-        planes = np.pad(planes, ((0, pad), (0, 0), (0, 0)))
-        chosen = planes[block.start * LANES : (block.start + block.count) * LANES]
+        chosen = block_outputs(planes, ctx, block)
         chosen = chosen.reshape(block.count, LANES, -1, 2).transpose(0, 2, 3, 1)
         self.weight = ctx.constant("w", chosen)
         self.made = routine(loop(), ["int8"] * 8 + ["int16"] * 8, _PIXELS)

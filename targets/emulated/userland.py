@@ -42,10 +42,12 @@ _MARKER = "complete"  # is written last
 _TIMEOUT_S = 900
 _WAY_OUT = "fill the cache folder on a machine with a network and copy it"
 
+_FILES = "files"  # what the Debian packages hold
+
 # Python starts itself again (TVM's RPC server does) by its own name: this script, because the
 # kernel cannot start a program of another architecture.
 _START = f"""#!/bin/sh
-exec {EMULATOR} -0 "$0" "${{0%/*}}/root/usr/bin/python{PYTHON}" "$@"
+exec {EMULATOR} -0 "$0" "${{0%/*}}/{_FILES}/usr/bin/python{PYTHON}" "$@"
 """
 
 
@@ -75,7 +77,7 @@ class Userland:
     @property
     def python(self) -> Path:
         """The aarch64 program, as `EmulatedBoard.execute` takes it."""
-        return self.system / "root" / "usr" / "bin" / f"python{PYTHON}"
+        return self.system / _FILES / "usr" / "bin" / f"python{PYTHON}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -142,7 +144,7 @@ def userland(
     requirements = [f"{name}=={_installed(name)}" for name in WHEELS[kind]]
     tell = progress or (lambda _step: None)
     folder = (cache or cache_folder()) / "userland"
-    system = folder / f"debian-{_key([*DEBIAN, *map(repr, identities())])}"
+    system = folder / f"debian-{_key([*DEBIAN, *map(repr, identities()), _START])}"
     packages = folder / f"{kind}-{_key(requirements)}"
     if not (system / _MARKER).is_file():
         _fetch_system(system, tell)
@@ -156,12 +158,12 @@ def _fetch_system(system: Path, tell: Callable[[str], None]) -> None:
         tell(f"download Debian's arm64 Python {PYTHON}")
         for archive in _download_debian(Path(scratch)):
             _run(
-                [require_tool("dpkg", "dpkg"), "-x", str(archive), str(staging / "root")],
+                [require_tool("dpkg", "dpkg"), "-x", str(archive), str(staging / _FILES)],
                 archive.name,
             )
         # Debian's Python looks here, too; where they are missing it would see this machine's.
         for path in (f"usr/local/lib/python{PYTHON}", "usr/lib/python3"):
-            (staging / "root" / path / "dist-packages").mkdir(parents=True)
+            (staging / _FILES / path / "dist-packages").mkdir(parents=True)
         start = staging / "python"
         start.write_text(_START)
         start.chmod(0o755)
@@ -171,7 +173,7 @@ def _fetch_system(system: Path, tell: Callable[[str], None]) -> None:
                 (view / name).parent.mkdir(parents=True, exist_ok=True)
                 (view / name).write_text(text)
             for entry in ("usr", "lib", "etc"):
-                (view / entry).symlink_to(Path("../../root") / entry)
+                (view / entry).symlink_to(Path("../..", _FILES, entry))
         (staging / _MARKER).touch()
 
 
