@@ -189,7 +189,7 @@ class _Writer:
             self.emitted[var] = (prim, kernel, indices)
             self.kernels[kernel.name] = KernelRecord(
                 plan.program,
-                _layer_of(func),
+                layer_of(func),
                 kernel,
                 chosen.decision,
                 chosen.origin,
@@ -336,7 +336,8 @@ def _tuple_type(tensors: Iterable[Any]) -> Any:
     return relax.TupleType([relax.TensorType(t.shape, str(t.dtype)) for t in tensors])
 
 
-def _layer_of(func: Any) -> str | None:
+def layer_of(func: Any) -> str | None:
+    """Return the name of the linear layer in a composite function, if there is one."""
     for var, expr in Graph.of(func).bindings:
         if is_linear_layer(expr):
             return str(var.name).removeprefix("d_").removesuffix("_acc")

@@ -9,8 +9,10 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from resq_tvm.errors import CompileError
 from resq_tvm.passes.fuse import FuseKernels
 from resq_tvm.passes.lower import Lowered, lower
+from resq_tvm.passes.npu.lower import LoweredNpu, lower_npu
 from resq_tvm.passes.partition import Partition
 from resq_tvm.passes.schedule_opaque import ScheduleOpaque
 from resq_tvm.passes.trust import TrustTuples
@@ -42,7 +44,7 @@ def run_phases(
     observe: Observer | None = None,
     decide: Decider | None = None,
 ) -> Lowered:
-    """Partition → fuse → lower a calibrated module.
+    """Partition → fuse → lower a calibrated module; for an NPU, to its commands.
 
     Parameters
     ----------
@@ -52,7 +54,19 @@ def run_phases(
         Called with (phase, module) after every phase.
     decide : callable, optional
         Takes the decision about every kernel; the target's rules by default.
+
+    Raises
+    ------
+    CompileError
+        If the target cannot run it.
     """
+    if target.npu is not None:
+        if recurrent:
+            raise CompileError(
+                f"residuals are recurrent, which {target.name} does not support: programs do not "
+                "change their state there; calibrate with residual='pairwise'"
+            )
+        return lower_npu(mod, target, state_dtype=state_dtype, decide=decide, observe=observe)
     see = observe or (lambda _phase, _mod: None)
     see("calibrated", mod)
     # The pass decorator makes callables of these classes, which type checkers cannot see.
@@ -68,13 +82,19 @@ def run_phases(
 
 
 def generate_code(lowered: Lowered, target: Target) -> Any:
-    """Return the virtual machine's executable of a lowered module."""
+    """Return the virtual machine's executable of a lowered module.
+
+    An NPU's is that of the host's functions, None if there are none.
+    """
+    module = lowered.host if isinstance(lowered, LoweredNpu) else lowered.module
+    if not module.get_global_vars():
+        return None
     machine = tvm.target.Target(target.llvm)
     # Programs call kernels with the shapes that both were made for, and check their own arguments:
     # checks in every kernel cost a fifth of the compile time and a microsecond per call.
     config = {"tirx.disable_assert": True}
     with machine, tvm.transform.PassContext(opt_level=3, config=config):
-        return tvm.relax.build(lowered.module, target=machine, relax_pipeline=build_pipeline())
+        return tvm.relax.build(module, target=machine, relax_pipeline=build_pipeline())
 
 
 def build_pipeline() -> tvm.transform.Pass:

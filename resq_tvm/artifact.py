@@ -1,4 +1,4 @@
-"""The deployable artifact ``NAME.resq/``: library, parameters, manifest.
+"""The deployable artifact ``NAME.resq/``: library (or an NPU's commands), parameters, manifest.
 
 Written into a temporary sibling folder and renamed, so that an artifact is whole or absent. Read
 in the order that protects the reader: the manifest is validated, then sizes, hashes, versions and
@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save_file
 
-from resq_tvm.errors import ArtifactError, CompileError, TargetError
+from resq_tvm.artifact_files import foreign, verify
+from resq_tvm.errors import ArtifactError, CompileError
 from resq_tvm.files import atomic_folder, sha256_file
 from resq_tvm.manifest import (
     KERNELS_NAME,
     LIBRARY_NAME,
     MANIFEST_NAME,
+    NPU_NAME,
     PARAMS_NAME,
+    STREAM_NAME,
     THRESHOLDS,
     FileEntry,
     Manifest,
@@ -34,11 +37,12 @@ from resq_tvm.manifest import (
     Versions,
 )
 from resq_tvm.processing.config import ProcessingConfig
-from resq_tvm.targets.preset import cpu_features
+from resq_tvm.targets.preset import Target
 from resq_tvm.targets.toolchain import export_options, is_foreign
 
 if TYPE_CHECKING:
     from resq_tvm.compiler import Compiled
+    from resq_tvm.npu.program import NpuProgram
 
 
 class Artifact:
@@ -48,25 +52,32 @@ class Artifact:
     are only read, and every session makes its own virtual machine on them (under 1 ms).
 
     What was just compiled for a machine of another architecture has a manifest only
-    (``runs_here`` is False): it runs on a board (docs/deploy.md).
+    (``runs_here`` is False): it runs on a board (docs/deploy.md). ``program`` is what an NPU runs,
+    None for other targets; it is simulated here, bit by bit.
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, library: Any = None, params: Any = None
+        self,
+        path: Path,
+        manifest: Manifest,
+        library: Any = None,
+        params: Any = None,
+        program: NpuProgram | None = None,
     ) -> None:
         self.path = path
         self.manifest = manifest
+        self.program = program
         self._library = library
         self._params = params
 
     @property
     def runs_here(self) -> bool:
-        """Whether the library is loaded."""
-        return self._library is not None
+        """Whether it is loaded, and not only its manifest."""
+        return self._params is not None
 
     @property
     def library(self) -> Any:
-        """The loaded library."""
+        """The loaded library; None for an NPU that needs no host."""
         self._require()
         return self._library
 
@@ -77,8 +88,8 @@ class Artifact:
         return self._params
 
     def _require(self) -> None:
-        if self._library is None:
-            raise _foreign(self.path, self.manifest)
+        if not self.runs_here:
+            raise foreign(self.path, self.manifest)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Artifact:
@@ -106,15 +117,14 @@ class Artifact:
         import tvm
         import tvm_ffi
 
-        try:
-            library = tvm.runtime.load_module(str((folder / LIBRARY_NAME).resolve()))
-        except Exception as error:  # the loader reports through RuntimeError and its kin
-            reason = str(error).strip().splitlines()[-1]
-            raise ArtifactError(
-                f"artifact {str(folder)!r}: {LIBRARY_NAME} cannot be loaded ({reason})"
-            ) from None
+        program = None
+        if manifest.is_npu:
+            from resq_tvm.npu.program import read_program
+
+            program = read_program(folder, manifest)
+        library = _load_library(folder) if LIBRARY_NAME in manifest.files else None
         params = tvm_ffi.convert([tvm.runtime.tensor(array) for array in ordered])
-        return cls(folder, manifest, library, params)
+        return cls(folder, manifest, library, params, program)
 
     def scaled_params(self, threshold_scale: float) -> Any:
         """Return the parameters with every threshold multiplied by a factor."""
@@ -130,110 +140,32 @@ class Artifact:
         changed[index] = tvm.runtime.tensor(values.astype(np.float32))
         return tvm_ffi.convert(changed)
 
-    def virtual_machine(self) -> Any:
-        """Return a new virtual machine on the shared library; one thread may use it at a time."""
+    def virtual_machine(self, threshold_scale: float = 1.0) -> Any:
+        """Return a new virtual machine on the shared library; one thread may use it at a time.
+
+        An NPU's is a simulator that takes and returns the same; what it takes to run is not the
+        NPU's time, and its thresholds, part of the commands, have the factor ``threshold_scale``.
+        """
+        if self.program is not None:
+            from resq_tvm.npu.machine import SimulatedMachine
+
+            return SimulatedMachine(self.program, self.manifest, self.library, threshold_scale)
         import tvm
         from tvm.runtime.vm import VirtualMachine
 
         return VirtualMachine(self.library, tvm.cpu())
 
 
-def verify(folder: Path) -> Manifest:
-    """Check everything about an artifact that can be checked without loading its library.
+def _load_library(folder: Path) -> Any:
+    import tvm
 
-    Raises
-    ------
-    ArtifactError
-        If the artifact is missing, truncated, altered, or built with another TVM.
-    TargetError
-        If it is for another architecture, or this CPU lacks a feature that the library needs.
-    """
-    manifest = verify_files(folder)
-    require_machine(folder, manifest)
-    return manifest
-
-
-def require_machine(folder: Path, manifest: Manifest) -> None:
-    """Check that this machine can run an artifact's library.
-
-    Raises
-    ------
-    TargetError
-        If it is for another architecture, or this CPU lacks a feature that the library needs.
-    """
-    if is_foreign(manifest.target.name):
-        raise _foreign(folder, manifest)
-    missing = sorted(set(manifest.target.features) - set(cpu_features()))
-    if missing:
-        raise TargetError(
-            f"artifact {str(folder)!r} is for target {manifest.target.name}; this CPU lacks "
-            f"{', '.join(missing)}; compile it with --target auto here"
-        )
-
-
-def verify_files(folder: Path) -> Manifest:
-    """Check an artifact that may be for another machine: all but the CPU's features.
-
-    Raises
-    ------
-    ArtifactError
-        If the artifact is missing, truncated, altered, or built with another TVM.
-    """
-    manifest = Manifest.read(folder)
-    for name in (LIBRARY_NAME, PARAMS_NAME):
-        _verify_file(folder, name, manifest.files.get(name))
-    installed = Versions.installed()
-    for package in ("tvm", "tvm_ffi"):
-        built, here = getattr(manifest.versions, package), getattr(installed, package)
-        if built != here:
-            raise ArtifactError(
-                f"artifact {str(folder)!r} was built with {package} {built}, this environment has "
-                f"{here}; compile it anew or install {built}"
-            )
-    return manifest
-
-
-def _foreign(folder: Path, manifest: Manifest) -> TargetError:
-    return TargetError(
-        f"artifact {str(folder)!r} is for target {manifest.target.name}, which is another "
-        "architecture's; run it on a board (docs/deploy.md), or 'bench' it on an emulated one"
-    )
-
-
-def read_kernels(path: str | os.PathLike[str]) -> tuple[Manifest, dict[str, Any]]:
-    """Return an artifact's manifest and what can be tuned in it (``kernels.json``).
-
-    The library is not loaded, and may be another CPU's.
-
-    Raises
-    ------
-    ArtifactError
-        If the artifact is missing, truncated or altered.
-    """
-    folder = Path(path)
-    manifest = Manifest.read(folder)
-    _verify_file(folder, KERNELS_NAME, manifest.files.get(KERNELS_NAME))
-    kernels: dict[str, Any] = json.loads((folder / KERNELS_NAME).read_text())
-    return manifest, kernels
-
-
-def _verify_file(folder: Path, name: str, entry: FileEntry | None) -> None:
-    path = folder / name
-    if entry is None:
-        raise ArtifactError(f"artifact {str(folder)!r}: the manifest lists no {name}")
-    if not path.is_file():
-        raise ArtifactError(f"artifact {str(folder)!r}: {name} is missing; compile it anew")
-    size = path.stat().st_size
-    if size != entry.bytes:
+    try:
+        return tvm.runtime.load_module(str((folder / LIBRARY_NAME).resolve()))
+    except Exception as error:  # the loader reports through RuntimeError and its kin
+        reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(
-            f"artifact {str(folder)!r}: {name} has {size} bytes, the manifest says {entry.bytes}; "
-            "it is truncated or altered, compile it anew"
-        )
-    if sha256_file(path) != entry.sha256:
-        raise ArtifactError(
-            f"artifact {str(folder)!r}: {name} does not match its SHA-256 in the manifest; "
-            "it was altered, compile it anew"
-        )
+            f"artifact {str(folder)!r}: {LIBRARY_NAME} cannot be loaded ({reason})"
+        ) from None
 
 
 def _declared(folder: Path, entry: ParamEntry, arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
@@ -278,23 +210,36 @@ def write_artifact(
         output = Path(tempfile.mkdtemp(prefix="resq-")) / "network.resq"
     target = compiled.target
     with atomic_folder(output, MANIFEST_NAME) as folder:
-        library = folder / LIBRARY_NAME
-        try:
-            compiled.executable.export_library(str(library), **export_options(target))
-        except (RuntimeError, ValueError, OSError) as error:
-            raise CompileError(
-                f"linking {LIBRARY_NAME} failed ({str(error).strip().splitlines()[0]}); "
-                "install a C++ compiler (g++)"
-            ) from None
+        files = []
+        if compiled.executable is not None:
+            _export_library(compiled.executable, folder / LIBRARY_NAME, target)
+            files.append(LIBRARY_NAME)
+        files += [PARAMS_NAME, KERNELS_NAME]
+        if target.npu is not None:
+            from resq_tvm.npu.program import write_program
+            from resq_tvm.passes.npu.lower import LoweredNpu
+
+            assert isinstance(compiled.lowered, LoweredNpu)
+            write_program(folder, target.npu, compiled.lowered.stream)
+            files += [STREAM_NAME, NPU_NAME]
         tensors = {name: np.ascontiguousarray(a) for name, a in compiled.params.items()}
         save_file(tensors, folder / PARAMS_NAME)
         (folder / KERNELS_NAME).write_text(json.dumps(compiled.kernels, indent=1) + "\n")
-        files = (LIBRARY_NAME, PARAMS_NAME, KERNELS_NAME)
         manifest = _manifest(compiled, processing, folder, files)
         (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     if is_foreign(target):
         return Artifact(Path(output), manifest)
     return Artifact.load(output)
+
+
+def _export_library(executable: Any, path: Path, target: Target) -> None:
+    try:
+        executable.export_library(str(path), **export_options(target))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise CompileError(
+            f"linking {LIBRARY_NAME} failed ({str(error).strip().splitlines()[0]}); "
+            "install a C++ compiler (g++)"
+        ) from None
 
 
 def _manifest(

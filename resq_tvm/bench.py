@@ -18,7 +18,7 @@ from resq_tvm.artifact import Artifact
 from resq_tvm.breakeven import BreakEven, measure_break_even
 from resq_tvm.buffers import Frame
 from resq_tvm.device import fingerprint
-from resq_tvm.errors import ClipError, ConfigError
+from resq_tvm.errors import ClipError, ConfigError, TargetError
 from resq_tvm.keyframes import KeyframePolicy
 from resq_tvm.manifest import Manifest
 from resq_tvm.predict import preprocessor_for
@@ -143,6 +143,8 @@ def benchmark(
     ------
     ConfigError
         If ``repeats`` is below 1 or ``warmup`` below 0.
+    TargetError
+        If the artifact is for an NPU: simulating it takes another time than it would.
     ClipError
         If the clip is empty or broken.
     """
@@ -152,6 +154,11 @@ def benchmark(
     policy = KeyframePolicy(guard=False)
     session = Session(artifact, period=period, copy=False, threads=threads, keyframes=policy)
     manifest = session.artifact.manifest
+    if manifest.is_npu:
+        raise TargetError(
+            f"target {manifest.target.name} is simulated and cannot be measured; "
+            "resq_tvm.npu.report.simulate counts its cycles, as 'resq-tvm bench' does"
+        )
     frames = prepare_frames(manifest, clip)
     followers = min(session.period - 1, RESIDUALS_PER_KEYFRAME) if manifest.has_residual else 0
     source = cycle(frames)

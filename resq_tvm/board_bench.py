@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from resq_tvm.artifact import verify_files
+from resq_tvm.artifact_files import verify_files
 from resq_tvm.bench import RESIDUALS_PER_KEYFRAME, BenchReport, Latency, prepare_frames
 from resq_tvm.edge.build import compile_program, source_digest, write_runtime
 from resq_tvm.errors import ConfigError, TargetError

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from resq_tvm import bops
 from resq_tvm.artifact import Artifact, write_artifact
 from resq_tvm.errors import CompileError
+from resq_tvm.npu.program import place_type
 from resq_tvm.passes.frame import join, lower_frame
 from resq_tvm.passes.lower import KernelRecord, Lowered
+from resq_tvm.passes.npu.lower import LoweredNpu
 from resq_tvm.passes.pipeline import Observer, dump_to, generate_code, run_phases
 from resq_tvm.passes.policy import is_dynamic
 from resq_tvm.processing.config import ProcessingConfig
@@ -34,7 +36,8 @@ STATE_DTYPES = ("float16", "float32")
 class Compiled:
     """A built library with its constants and what the manifest says about it.
 
-    ``kernels`` is what tuning needs to know of it (`tunable_kernels`).
+    ``kernels`` is what tuning needs to know of it (`tunable_kernels`). ``executable`` is None for
+    an NPU that does without its host.
     """
 
     executable: Any
@@ -68,14 +71,15 @@ def compile(
     qnet : QuantizedNetwork
         What `resq_tvm.calibrate` returned.
     target : str or Target
-        A preset's name, or ``"auto"`` for this machine's best.
+        A preset's name, ``"auto"`` for this machine's best, or an NPU's .json file.
     output : path, optional
         Where to write the artifact folder (``NAME.resq``); a temporary folder otherwise.
     state_dtype : str
         ``"float16"`` or ``"float32"``: how keyframe state is stored.
     frame_program : bool
         Give an artifact that chooses bits a third program, ``frame``: a frame on its own without
-        state, for frames on which residuals do not pay. Other artifacts have none.
+        state, for frames on which residuals do not pay. Other artifacts have none, nor has an
+        NPU's.
     database : str or path
         Measured schedules: a work directory of ``resq-tvm tune``, ``"shipped"`` (those of this
         package, where it has some of this machine) or ``"none"``. Kernels without a record get the
@@ -159,6 +163,7 @@ def build(
     )
     tell("generate code")
     executable = generate_code(lowered, preset)
+    features = [] if executable is None else list(preset.features)
     report = bops.count(qnet.module, qnet.period)
     inputs = _input_state(lowered)
     state = [
@@ -169,12 +174,12 @@ def build(
             "bytes": int(np.prod(shape)) * np.dtype(dtype).itemsize,
             "input": inputs.get(i),
         }
-        for i, (shape, dtype) in enumerate(lowered.state_types)
+        for i, (shape, dtype) in enumerate(_state_types(lowered))
     ]
     info = {
         "scheme": qnet.scheme,
         "period": qnet.period,
-        "target": {"name": preset.name, "features": list(preset.features)},
+        "target": {"name": preset.name, "features": features},
         "inputs": [vars(t) for t in qnet.network.inputs],
         "outputs": [vars(t) for t in qnet.network.outputs],
         "state": state,
@@ -244,7 +249,7 @@ def lower_network(
         observe=observe,
         decide=decide,
     )
-    if not frame_program or not dynamic:
+    if not frame_program or not dynamic or target.npu is not None:
         return lowered, None
     joined = join(lowered, lower_frame(qnet.module, target, decide))
     return joined.lowered, joined.frame_params
@@ -281,6 +286,13 @@ def tunable_kernels(lowered: Lowered, target: Target, period: int) -> dict[str, 
         if tunable(r.kernel, target)
     ]
     return {"footprint": state + constants, "kernels": kernels}
+
+
+def _state_types(lowered: Lowered) -> list[tuple[tuple[int, ...], str]]:
+    """Return shape and dtype of the state as programs take and return it."""
+    if not isinstance(lowered, LoweredNpu):
+        return lowered.state_types
+    return [place_type(place) for place in lowered.stream.programs["keyframe"].state]
 
 
 def _input_state(lowered: Lowered) -> dict[int, int]:

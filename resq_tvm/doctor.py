@@ -100,6 +100,7 @@ def _cpu() -> Check:
 
 
 def _target() -> Check:
+    from resq_tvm.targets.npu.description import preset_npus
     from resq_tvm.targets.preset import PRESETS, get_target, missing_features
     from resq_tvm.targets.toolchain import is_foreign
 
@@ -114,6 +115,7 @@ def _target() -> Check:
     ]
     boards = [preset.name for preset in PRESETS.values() if is_foreign(preset)]
     others = [f"for boards: {', '.join(boards)}"] if boards else []
+    others.append(f"simulated: {', '.join(preset_npus())}")
     return Check("target auto", True, "; ".join([chosen.name, *lacking, *others]))
 
 

@@ -111,6 +111,11 @@ def layer_cost(
             f"target {preset.name!r} is another architecture's: its kernels cannot be timed here; "
             "give a budget in work"
         )
+    if preset.npu is not None:
+        raise TargetError(
+            f"target {preset.name!r} is simulated: its kernels cannot be timed here; give a budget "
+            "in work"
+        )
     extreme = all_or_nothing(qnet)
     with tempfile.TemporaryDirectory(prefix="resq-") as folder:
         artifact = compile_network(

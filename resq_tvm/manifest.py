@@ -19,6 +19,8 @@ MANIFEST_NAME = "manifest.json"
 LIBRARY_NAME = "library.so"
 PARAMS_NAME = "params.safetensors"
 KERNELS_NAME = "kernels.json"
+STREAM_NAME = "program.npu"  # the commands, of artifacts for NPUs
+NPU_NAME = "npu.json"  # the machine that they are for
 THRESHOLDS = "thresholds"  # the parameter that holds them
 
 Dim = Annotated[int, Field(ge=0)]
@@ -143,10 +145,10 @@ class Manifest(_Strict):
     """Everything that is known of an artifact without loading its library.
 
     ``opaque`` names, per program, the operators that run outside the fused kernels (in float32,
-    lowered by TVM itself). ``workspace``, ``probe`` (whether there is a program of that name) and
-    ``thresholds`` (whose values are the parameter of that name, in order) belong to schemes that
-    choose bits pixel by pixel; so do ``frame_params``, the parameters that the program ``frame``
-    takes, in order (None: there is no such program).
+    lowered by TVM itself; for an NPU: all that run on its host). ``workspace``, ``probe`` (whether
+    there is a program of that name) and ``thresholds`` (whose values are the parameter of that
+    name, in order) belong to schemes that choose bits pixel by pixel; so do ``frame_params``, the
+    parameters that the program ``frame`` takes, in order (None: there is no such program).
     """
 
     format: Literal["resq-tvm artifact"] = "resq-tvm artifact"
@@ -180,6 +182,11 @@ class Manifest(_Strict):
     def workspace_bytes(self) -> int:
         """Bytes that a stream of a dynamic scheme holds besides the state."""
         return sum(int(np.prod(e.shape)) * np.dtype(e.dtype).itemsize for e in self.workspace)
+
+    @property
+    def is_npu(self) -> bool:
+        """Whether it is for an NPU, which is simulated wherever it runs."""
+        return STREAM_NAME in self.files
 
     @property
     def has_residual(self) -> bool:

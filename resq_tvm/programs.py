@@ -27,7 +27,8 @@ class Programs:
     def __init__(self, artifact: Artifact, threshold_scale: float = 1.0) -> None:
         manifest = artifact.manifest
         self._artifact = artifact
-        self._enter(artifact.virtual_machine())
+        self._threshold_scale = threshold_scale
+        self._enter(artifact.virtual_machine(threshold_scale))
         self.state: Any = None
         self._params = artifact.scaled_params(threshold_scale)
         if manifest.frame_params is not None:
@@ -60,7 +61,7 @@ class Programs:
 
         A machine that was instrumented once stays slow: it is another one that is.
         """
-        usual, other = self.machine, self._artifact.virtual_machine()
+        usual, other = self.machine, self._artifact.virtual_machine(self._threshold_scale)
         other.set_instrument(instrument)
         self._enter(other)
         try:

@@ -25,7 +25,8 @@ class FrameInfo:
     """What the session did with its latest frame.
 
     ``index`` counts the stream's frames from zero, dropped and broken ones included; ``ms`` is
-    the time of the network itself, without the checks and copies around it.
+    the time of the network itself, without the checks and copies around it (of an NPU, which is
+    simulated: what simulating it took).
 
     Attributes
     ----------

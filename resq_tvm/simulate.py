@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resq_tvm.artifact import verify_files
-from resq_tvm.bench import amortize, amortized_bops, prepare_frames
+from resq_tvm.artifact_files import verify_files
+from resq_tvm.bench import prepare_frames
 from resq_tvm.buffers import Frame
+from resq_tvm.cycles import CycleReport
 from resq_tvm.edge.build import source_digest, write_runtime
 from resq_tvm.errors import ConfigError, FrameError, TargetError
 from resq_tvm.files import cache_folder
@@ -61,6 +62,17 @@ class ProgramCount:
     l2_misses: float
     kernels: dict[str, float]
 
+    def kernel_rows(self) -> list[dict[str, Any]]:
+        """Return ``name``, ``cycles`` and ``ms`` of every kernel, all simulated."""
+        return [
+            {"name": name, "cycles": cycles, "ms": cycles * self.ms / self.cycles}
+            for name, cycles in self.kernels.items()
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything but the kernels."""
+        return {name: value for name, value in asdict(self).items() if name != "kernels"}
+
     @classmethod
     def of(cls, region: Region, core: Core) -> ProgramCount:
         """Divide a region's counts by its entries."""
@@ -78,98 +90,27 @@ class ProgramCount:
 
 
 @dataclass(frozen=True)
-class SimulatedReport:
+class SimulatedReport(CycleReport[ProgramCount]):
     """What `simulate` counted; `to_dict` is the document of ``resq-tvm bench`` for ARM artifacts.
 
     Attributes
     ----------
-    manifest : Manifest
-    period : int
-        Of the amortised figures.
     core : Core
-    keyframe : ProgramCount
-    residual : ProgramCount or None
     outputs : list of tuple of ndarray
         The network's outputs of every frame, in the source model's layout.
     """
 
-    manifest: Manifest
-    period: int
     core: Core
-    keyframe: ProgramCount
-    residual: ProgramCount | None
     outputs: list[tuple[NDArray[np.float32], ...]]
 
     @property
-    def amortized_ms(self) -> float:
-        """Simulated milliseconds per frame over a period."""
-        return self._amortized(lambda program: program.ms)
-
-    @property
-    def amortized_cycles(self) -> float:
-        """Simulated cycles per frame over a period."""
-        return self._amortized(lambda program: program.cycles)
-
-    def _amortized(self, figure: Callable[[ProgramCount], float]) -> float:
-        residual = None if self.residual is None else figure(self.residual)
-        return amortize(figure(self.keyframe), residual, self.period)
-
-    @property
-    def kernels(self) -> list[dict[str, Any]]:
-        """``name``, ``program``, ``layer`` (or None), ``cycles`` and ``ms`` of every kernel."""
-        layers = {k.name: k.layer for k in self.manifest.kernels}
-        programs = {"keyframe": self.keyframe, "residual": self.residual}
-        return [
-            {
-                "name": name,
-                "program": program,
-                "layer": layers.get(name),
-                "cycles": cycles,
-                "ms": cycles / self.core.clock_hz * 1e3,
-            }
-            for program, count in programs.items()
-            if count is not None
-            for name, cycles in count.kernels.items()
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values; all cycles and milliseconds are simulated."""
-        bops = self.manifest.bops
+    def machine(self) -> dict[str, Any]:
+        """The core, its clock and the version of the emulator's model."""
         return {
-            "simulated": True,
             "core": self.core.name,
             "clock_hz": self.core.clock_hz,
             "model": f"emulator-{MODEL_VERSION}",
-            "scheme": self.manifest.scheme,
-            "period": self.period,
-            "target": self.manifest.target.name,
-            "keyframe": _without_kernels(self.keyframe),
-            "residual": None if self.residual is None else _without_kernels(self.residual),
-            "amortized_ms": self.amortized_ms,
-            "amortized_cycles": self.amortized_cycles,
-            "macs": bops.get("macs"),
-            "bops_keyframe": bops.get("bops_keyframe"),
-            "bops_residual": bops.get("bops_residual"),
-            "bops_amortized": amortized_bops(self.manifest, self.period),
-            "state_bytes": self.manifest.state_bytes,
-            "layers": self._layers(),
-            "kernels": self.kernels,
         }
-
-    def _layers(self) -> list[dict[str, Any]]:
-        cycles: dict[tuple[str, str], float] = {}
-        for kernel in self.kernels:
-            if kernel["layer"] is not None:
-                place = kernel["layer"], kernel["program"]
-                cycles[place] = cycles.get(place, 0.0) + kernel["cycles"]
-        return [
-            {
-                **layer.model_dump(),
-                "keyframe_cycles": cycles.get((layer.name, "keyframe")),
-                "residual_cycles": cycles.get((layer.name, "residual")),
-            }
-            for layer in self.manifest.layers
-        ]
 
 
 def kernel_cycles(region: Region) -> dict[str, int]:
@@ -189,10 +130,6 @@ def kernel_cycles(region: Region) -> dict[str, int]:
         called = entry.total_cycles - entry.cycles >= inside
         cycles[name] = entry.total_cycles if called else entry.total_cycles + inside
     return cycles
-
-
-def _without_kernels(count: ProgramCount) -> dict[str, Any]:
-    return {name: value for name, value in asdict(count).items() if name != "kernels"}
 
 
 def simulate(
@@ -280,9 +217,9 @@ def simulate(
     return SimulatedReport(
         manifest,
         period,
-        board.core,
         ProgramCount.of(execution.regions[_KEYFRAME], board.core),
         None if residual is None else ProgramCount.of(residual, board.core),
+        board.core,
         _outputs(manifest, execution.stdout, len(shown)),
     )
 

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from resq_tvm.artifact import read_kernels
+from resq_tvm.artifact_files import read_kernels, target_of
 from resq_tvm.compiler import lower_network, tunable_kernels
 from resq_tvm.device import available_cpus, cpu_model, fingerprint, resolve_threads
 from resq_tvm.errors import ConfigError, TargetError
@@ -20,6 +20,7 @@ from resq_tvm.schedules.tuning.database import Database
 from resq_tvm.schedules.tuning.devices import LocalDevice
 from resq_tvm.schedules.tuning.emulated import EmulatedDevice, emulated_fingerprint, is_emulated
 from resq_tvm.schedules.tuning.fingerprint import Fingerprint
+from resq_tvm.schedules.tuning.npu import NpuDevice, npu_fingerprint, npu_roof
 from resq_tvm.schedules.tuning.pool import Pool
 from resq_tvm.schedules.tuning.roof import Roof, measure_roof
 from resq_tvm.schedules.tuning.rpc import RpcAddress, RpcDevice
@@ -195,11 +196,17 @@ def tune(
         kernels = [(restore(entry), float(entry["runs"])) for entry in listed["kernels"]]
         tasks = extract(kernels, preset, threads)
         roof = measure_roof(preset) if local and threads == 1 else None
+        if preset.npu is not None:
+            roof = npu_roof(preset.npu)
         if begin is not None:
             begin(tasks, roof)
         if rpc is not None:
             make: Any = partial(RpcDevice, rpc, threads, preset)
             count = workers or rpc.boards()
+        elif preset.npu is not None:
+            make = partial(NpuDevice, preset)
+            count = workers or available_cpus()
+            timeout_s *= EMULATION_FACTOR
         elif place.simulated:
             make = partial(EmulatedDevice, preset)
             # The program and the model of its core run side by side.
@@ -236,13 +243,20 @@ def tune(
 
 def _place(preset: Target, threads: int, rpc: RpcAddress | None, device: str | None) -> Fingerprint:
     """Return where candidates are to run, and see that they can."""
-    if rpc is not None:
+    if rpc is not None and preset.npu is None:
         if device is None:
             raise ConfigError(
                 "boards behind an RPC tracker need a name in records; add --device NAME"
             )
         export_options(preset)  # names a cross compiler that is absent before any work
         return Fingerprint(preset.name, device, threads)
+    if preset.npu is not None:
+        if threads != 1 or device is not None or rpc is not None:
+            raise ConfigError(
+                f"threads {threads}, device {device!r}: target {preset.name!r} is simulated here, "
+                "under its own name; drop the options, and those of a tracker"
+            )
+        return npu_fingerprint(preset)
     if is_emulated(preset):
         if threads != 1 or device is not None:
             raise ConfigError(
@@ -272,7 +286,7 @@ def _source(
         kernels = tunable_kernels(lowered, preset, source.period)
         return preset, kernels, lambda entry: known[entry["name"]]
     manifest, kernels = read_kernels(source)
-    preset = get_target(manifest.target.name)
+    preset = target_of(Path(source), manifest)
     wanted = target if isinstance(target, str) else target.name
     if wanted not in ("auto", preset.name):
         raise ConfigError(

@@ -110,13 +110,13 @@ class Code:
         """Make the functions of an LLVM module known to the kernel; calls of them are inlined."""
         self._imports[source] = None
 
-    def allocate(self, elements: int, dtype: str, name: str = "acc") -> Any:
-        """Allocate a small buffer on the stack.
+    def allocate(self, elements: int, dtype: str, name: str = "acc", scope: str = "global") -> Any:
+        """Allocate a buffer: on the stack, or in a memory of the target.
 
         Scope ``global`` and less than 1 KiB: TVM turns that into an ``alloca``, which LLVM keeps
         in registers where all indices are constant. Scope ``local`` becomes a heap workspace.
         """
-        buffer = tirx.decl_buffer((elements,), dtype, self._fresh(name), scope="global")
+        buffer = tirx.decl_buffer((elements,), dtype, self._fresh(name), scope=scope)
         self._scopes[-1].append(tirx.AllocBuffer(buffer))
         return buffer
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from resq_tvm.schedules.arm.schemes import choose
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.spec import Conv, FusedKernel, Phase
+from resq_tvm.schedules.npu.rules import decide_npu
+from resq_tvm.schedules.spec import Conv, FusedKernel, Phase, phase_plane
 from resq_tvm.targets.preset import Target
 
 _SMALL_WEIGHT = 16 << 10  # bytes: half of the first cache level
@@ -25,9 +26,9 @@ _MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
 Rule = Callable[[FusedKernel, Target], Decision | None]
 
 
-def phase_plane(kernel: FusedKernel, anchor: Conv) -> tuple[int, int]:
-    """Return rows and columns of the largest phase."""
-    return -(-kernel.h // anchor.out_stride[0]), -(-kernel.w // anchor.out_stride[1])
+def npu(kernel: FusedKernel, target: Target) -> Decision | None:
+    """Everything on an NPU: the largest tiles that fit its memories."""
+    return None if target.npu is None else decide_npu(kernel, target)
 
 
 def interleave(kernel: FusedKernel, target: Target) -> Decision | None:
@@ -145,7 +146,7 @@ def lanes(kernel: FusedKernel, target: Target) -> Decision | None:
     return Decision("lanes", "lanes")
 
 
-RULES: tuple[Rule, ...] = (interleave, depthwise, arm, dot, lanes)
+RULES: tuple[Rule, ...] = (npu, interleave, depthwise, arm, dot, lanes)
 
 
 def decide(kernel: FusedKernel, target: Target) -> Decision:

@@ -138,8 +138,8 @@ def _restored(document: dict[str, Any], target: Target) -> FusedKernel:
 
 
 def _spec(name: str, entry: list[Any]) -> TensorSpec:
-    dtype, h, w, c, c_phys, (top, left, bottom, right) = entry
-    return TensorSpec(name, h, w, c, dtype, c_phys, (top, left, bottom, right))
+    dtype, h, w, c, c_phys, (top, left, bottom, right), *npu = entry
+    return TensorSpec(name, h, w, c, dtype, c_phys, (top, left, bottom, right), *npu)
 
 
 def digest(text: str) -> str:
@@ -148,4 +148,5 @@ def digest(text: str) -> str:
 
 
 def _tensor(spec: TensorSpec) -> list[Any]:
-    return [spec.dtype, spec.h, spec.w, spec.c, spec.c_phys, list(spec.halo)]
+    npu = [spec.bits, spec.memory] if spec.bits or spec.memory else []
+    return [spec.dtype, spec.h, spec.w, spec.c, spec.c_phys, list(spec.halo), *npu]

@@ -22,9 +22,11 @@ from resq_tvm.schedules.arm.schemes import SCHEMES
 from resq_tvm.schedules.arm.ternary import TERNARY
 from resq_tvm.schedules.context import LANES, ceil_div
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.rules import decide, phase_plane
+from resq_tvm.schedules.npu.emit import fits
+from resq_tvm.schedules.npu.space import npu_knobs
+from resq_tvm.schedules.rules import decide
 from resq_tvm.schedules.signature import signature
-from resq_tvm.schedules.spec import Conv, FusedKernel
+from resq_tvm.schedules.spec import Conv, FusedKernel, phase_plane
 from resq_tvm.targets.preset import Target
 
 Knobs = dict[str, tuple[int, ...]]
@@ -61,6 +63,8 @@ def knobs(kernel: FusedKernel, target: Target, threads: int = 1) -> Knobs:
     anchor = kernel.anchor
     if not isinstance(anchor, Conv):
         return {}
+    if target.npu is not None:
+        return npu_knobs(kernel, target.npu)
     method = decide(kernel, target).method
     rows, columns = phase_plane(kernel, anchor)
     vectors = ceil_div(kernel.c, LANES)
@@ -126,7 +130,9 @@ def candidates(kernel: FusedKernel, target: Target, threads: int = 1) -> list[De
 
 
 def sensible(kernel: FusedKernel, decision: Decision, target: Target) -> bool:
-    """Return whether a decision's tile fits the registers and the kernel's method."""
+    """Return whether a decision's tile fits the registers (an NPU's memories) and the method."""
+    if target.npu is not None:
+        return fits(kernel, decision, target)
     accumulators = decision.tile_y * decision.tile_x * decision.tile_o
     most = _MOST[target.isa]
     if decision.method == TERNARY:

@@ -46,6 +46,7 @@ __all__ = [
     "TensorSpec",
     "Walk",
     "Window",
+    "phase_plane",
 ]
 
 
@@ -63,6 +64,8 @@ class TensorSpec:
     dtype: str  # "float32", "float16", or the CodeFormat's dtype
     c_phys: int
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
+    bits: int = 0  # of a code in memory, on NPUs; 0: the dtype's
+    memory: str = ""  # "sram": it stays there, on NPUs
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -313,3 +316,8 @@ class FusedKernel:
             if spec.name == name:
                 return spec
         raise KeyError(name)
+
+
+def phase_plane(kernel: FusedKernel, anchor: Conv) -> tuple[int, int]:
+    """Return rows and columns of the largest phase."""
+    return -(-kernel.h // anchor.out_stride[0]), -(-kernel.w // anchor.out_stride[1])

@@ -6,12 +6,16 @@ machine of a level runs on every other one. `get_target("auto")` picks the best 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import platform
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resq_tvm.errors import TargetError
+
+if TYPE_CHECKING:
+    from resq_tvm.targets.npu.description import Npu
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Target:
         The preset's name.
     isa : str
         ``"avx512-vnni"``, ``"avx2"``, ``"generic"``, ``"neon"`` (ARMv8.0), ``"neon-dot"`` (with
-        dot products) or ``"neon-i8mm"`` (and matrix products): which kernel rules apply.
+        dot products), ``"neon-i8mm"`` (and matrix products) or ``"npu"``: which kernel rules apply.
     mcpu : str
         LLVM's name of the feature level.
     mattr : tuple of str
@@ -49,6 +53,9 @@ class Target:
         LLVM's name of the platform; empty: this machine's.
     core : str
         The core whose timing the rules and the emulated board know; empty: none.
+    npu : Npu or None
+        The machine, if it is one; what else is said is then about the code beside it, for this
+        CPU: operators that the machine has not.
     """
 
     name: str
@@ -61,6 +68,7 @@ class Target:
     code: CodeFormat
     triple: str = ""
     core: str = ""
+    npu: Npu | None = None
 
     @property
     def arm(self) -> bool:
@@ -157,6 +165,18 @@ PRESETS = {
 }  # fmt: skip
 
 
+_NPU_SUFFIX = ".json"
+
+
+def npu_target(npu: Npu) -> Target:
+    """Return an NPU as a target; what runs beside it is for every CPU of this architecture."""
+    if platform.machine() == "x86_64":
+        host = PRESETS["x86-generic"]
+    else:
+        host = Target("generic", "generic", "generic", (), (), 32, 4, CodeFormat("int8", 0))
+    return replace(host, name=npu.name, isa="npu", code=CodeFormat("int8", 0), npu=npu)
+
+
 @cache
 def cpu_features() -> frozenset[str]:
     """Return this CPU's feature flags as the Linux kernel spells them; empty where unknown."""
@@ -196,22 +216,23 @@ def missing_features(target: Target) -> tuple[str, ...]:
 
 
 def get_target(name: str = "auto") -> Target:
-    """Return a preset.
+    """Return a preset, or the NPU of a parameter file.
 
     Parameters
     ----------
     name : str
-        A preset's name, or ``"auto"`` for the best preset that this CPU can run.
+        A preset's name, ``"auto"`` for the best preset that this CPU can run, or the path of a file
+        that describes an NPU (it ends with ``.json``; docs/npu.md).
 
     Raises
     ------
     TargetError
-        If there is no such preset, or ``"auto"`` finds none that runs here.
+        If there is no such preset, ``"auto"`` finds none that runs here, or the file is wrong.
     """
-    if name != "auto":
-        if name not in PRESETS:
-            raise TargetError(f"target {name!r} is unknown; use auto, {', '.join(PRESETS)}")
+    if name in PRESETS:
         return PRESETS[name]
+    if name != "auto":
+        return _npu(name)
     fitting = [preset for preset in PRESETS.values() if not missing_features(preset)]
     own = [preset for preset in fitting if preset.core and preset.core in cpu_cores()]
     for preset in (*own, *fitting):
@@ -219,3 +240,17 @@ def get_target(name: str = "auto") -> Target:
     raise TargetError(
         f"target 'auto': this CPU fits no preset; name one of {', '.join(PRESETS)} to cross-compile"
     )
+
+
+def _npu(name: str) -> Target:
+    from resq_tvm.targets.npu.description import preset_npus, read_npu
+
+    if name.endswith(_NPU_SUFFIX):
+        return npu_target(read_npu(name))
+    npus = preset_npus()
+    if name not in npus:
+        known = ", ".join((*PRESETS, *npus))
+        raise TargetError(
+            f"target {name!r} is unknown; use auto, {known}, or the .json file of an NPU"
+        )
+    return npu_target(npus[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,12 +73,20 @@ def bench(
         float | None,
         typer.Option(help="Seconds that the board rests after every ten keyframes: 0.5."),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="NPUs: write a timeline as Chrome trace JSON."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="NPUs: write a timeline as a PNG.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure OUT.resq: keyframe, residual and amortised milliseconds, per layer and in sum.
 
     With --rpc-tracker it runs on a board. An artifact for ARM boards otherwise runs on an emulated
-    one (needs qemu) where this machine is none: its cycles and milliseconds are simulated.
+    one (needs qemu) where this machine is none: its cycles and milliseconds are simulated. So are
+    those of an artifact for an NPU; frames (--input) matter to them if it chooses bits.
     """
     console = Console(
         json,
@@ -98,6 +107,8 @@ def bench(
         rpc_priority=rpc_priority,
         cores=cores,
         cool_down=cool_down,
+        trace=trace,
+        picture=picture,
     )
     from resq_tvm.artifact import Artifact
     from resq_tvm.bench import benchmark
@@ -114,8 +125,14 @@ def bench(
         board = RpcAddress.parse(rpc_tracker, rpc_key, rpc_priority)
     elif cores is not None or cool_down is not None:
         raise ConfigError("--cores and --cool-down are for boards; name one with --rpc-tracker")
-    elsewhere = board is not None or is_foreign(manifest.target.name)
-    loaded = None if elsewhere else Artifact.load(artifact)
+    simulated = board is None and (manifest.is_npu or is_foreign(manifest.target.name))
+    if manifest.is_npu and board is not None:
+        raise ConfigError(f"target {manifest.target.name} is simulated here; no board has one")
+    if not manifest.is_npu and not (trace is None and picture is None):
+        raise ConfigError(
+            f"--trace and --picture are for NPUs, {artifact} is for {manifest.target.name}"
+        )
+    loaded = None if simulated or board is not None else Artifact.load(artifact)
     clip = None
     if input != "random":
         prepare = preprocessor_for(manifest)
@@ -126,16 +143,19 @@ def bench(
             raw_shape=raw_shape,
             size=(prepare.height, prepare.width),
         )
-    if board is None and loaded is None:
+    if simulated:
         bench_simulated(
             console,
             artifact,
             clip,
+            npu=manifest.is_npu,
             period=period,
             keyframes=repeats,
             warmup=warmup,
             threads=threads,
             profile=profile,
+            trace=trace,
+            picture=picture,
         )
         return
     common: dict[str, Any] = {

@@ -150,12 +150,13 @@ def compile(
         preferring(by_rules(preset), preset, arm_kernels)
     if is_foreign(preset):
         require_cross_compiler(preset.architecture)
-        if budget is not None and in_ms(budget):
-            raise ConfigError(
-                f"budget {budget!r} is a time, and target {preset.name}'s kernels cannot be timed "
-                "here; use '40 % work'"
-            )
-    decider(preset, database, device=device, threads=tuned_threads)
+    if (is_foreign(preset) or preset.npu is not None) and budget is not None and in_ms(budget):
+        raise ConfigError(
+            f"budget {budget!r} is a time, and target {preset.name}'s kernels cannot be timed "
+            "here; use '40 % work'"
+        )
+    if preset.npu is None:
+        decider(preset, database, device=device, threads=tuned_threads)
 
     def timed(calibrated: QuantizedNetwork) -> Cost:
         from resq_tvm.latency import layer_cost
@@ -215,10 +216,16 @@ def compile(
         "layers": len(manifest.layers),
         **manifest.bops,
         **summary(report),
+        **({"on_the_host": manifest.opaque} if manifest.is_npu else {}),
         "files": {name: entry.bytes for name, entry in manifest.files.items()},
     }
     rows = [(k, v) for k, v in result.items() if isinstance(v, str | int | float)]
     console.finish(result, lambda out: out.print(table(("", ""), [*rows, *outcome(report)])))
+    if manifest.is_npu and (host := [op for ops in manifest.opaque.values() for op in ops]):
+        console.say(
+            f"{len(host)} operator(s) that {manifest.target.name} does not have run on its host: "
+            f"{', '.join(host)}"
+        )
     if not artifact.runs_here:
         console.say(
             f"{output} is for another architecture, so it was not loaded here; 'bench' counts it "

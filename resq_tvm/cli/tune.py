@@ -103,7 +103,7 @@ def tune(
     """Measure schedules for MODEL's kernels and keep them for 'compile --database'.
 
     Candidates run on this machine, on boards behind --rpc-tracker, or, for an ARM core from
-    another machine, on the emulated board; its times are simulated.
+    another machine, on the emulated board; its times are simulated, as are an NPU's.
 
     Ctrl-C, or worse, loses no finished measurement: the same command goes on. MODEL may be a .qnet
     folder or an artifact OUT.resq; otherwise it is calibrated, on generated frames by default:
@@ -146,8 +146,7 @@ def tune(
         address.boards()
     source: QuantizedNetwork | str = model
     if Path(model).suffix != ".resq":
-        target = get_target(target).name
-        console.resolve(target=target)
+        console.resolve(target=get_target(target).name)
         source, _ = obtain_qnet(
             console,
             model,

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 PREFIX = "zoo:"
 
-_SHAPES = {"ddrnet23_slim": (1, 3, 256, 512), "tiny_seg": (1, 3, 32, 48)}
+_SHAPES = {
+    "ddrnet23_slim": (1, 3, 256, 512),
+    "hrnet_w32": (1, 3, 256, 192),
+    "tiny_seg": (1, 3, 32, 48),
+}
+_STEPS = {"ddrnet23_slim": 8, "hrnet_w32": 32, "tiny_seg": 8}  # heights and widths: multiples
 NAMES = tuple(_SHAPES)
 
 
@@ -22,7 +27,8 @@ def build(name: str, input_shape: Sequence[int] | None = None) -> tuple[Any, tor
     Parameters
     ----------
     name : str
-        ``"ddrnet23_slim"`` or ``"tiny_seg"``; the prefix ``zoo:`` may stand before it.
+        ``"ddrnet23_slim"``, ``"hrnet_w32"`` or ``"tiny_seg"``; the prefix ``zoo:`` may stand
+        before it.
     input_shape : sequence of int, optional
         NCHW with three channels; the network's usual one by default.
 
@@ -42,9 +48,10 @@ def build(name: str, input_shape: Sequence[int] | None = None) -> tuple[Any, tor
     shape = tuple(int(d) for d in input_shape) if input_shape is not None else _SHAPES[key]
     if len(shape) != 4 or shape[:2] != (1, 3) or min(shape) < 1:
         raise ModelError(f"{PREFIX}{key} takes shapes 1x3xHxW, not {'x'.join(map(str, shape))}")
-    if shape[2] % 8 or shape[3] % 8:
+    step = _STEPS[key]
+    if shape[2] % step or shape[3] % step:
         raise ModelError(
-            f"{PREFIX}{key} takes heights and widths that are multiples of 8, "
+            f"{PREFIX}{key} takes heights and widths that are multiples of {step}, "
             f"not {shape[2]}x{shape[3]}"
         )
     return _network(key, shape)
@@ -54,11 +61,13 @@ def _network(key: str, shape: tuple[int, ...]) -> tuple[Any, torch.Tensor]:
     import torch
 
     from resq_tvm.zoo.ddrnet import DdrNet23Slim
+    from resq_tvm.zoo.hrnet import HrNetW32
     from resq_tvm.zoo.initialize import initialize, smooth_images
     from resq_tvm.zoo.tiny_seg import TinySeg
 
     makers: dict[str, Callable[[], torch.nn.Module]] = {
         "ddrnet23_slim": DdrNet23Slim,
+        "hrnet_w32": HrNetW32,
         "tiny_seg": TinySeg,
     }
     with torch.random.fork_rng(devices=[]):

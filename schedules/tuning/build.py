@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.emit import emit
+from resq_tvm.schedules.npu.emit import emit_npu
+from resq_tvm.schedules.npu.single import lay_out
 from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.schedules.tuning.job import code_digest
 from resq_tvm.targets.preset import Target
@@ -23,8 +25,9 @@ BUILD_CONFIG = {"tirx.disable_assert": True}
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A kernel as TIR with its packed constants."""
+    """A kernel, as TIR, with its packed constants."""
 
+    kernel: FusedKernel
     module: tvm.IRModule
     constants: list[NDArray[Any]]
     digest: str
@@ -39,15 +42,18 @@ def program_of(kernel: FusedKernel, decision: Decision, target: Target) -> Progr
     decision : Decision
     target : Target
     """
-    func, constants = emit(kernel, decision, target)
+    write = emit if target.npu is None else emit_npu
+    func, constants = write(kernel, decision, target)
     module = tvm.IRModule({ENTRY: func.with_attr("global_symbol", ENTRY)})
     shapes = [(a.shape, str(a.dtype)) for _, a in constants]
     text = f"{tvm_ffi.structural_hash(module)} {shapes} {target.name}"
-    return Program(module, [a for _, a in constants], code_digest(text))
+    return Program(kernel, module, [a for _, a in constants], code_digest(text))
 
 
 def machine_code(program: Program, target: Target) -> Any:
-    """Return the built module of a program, not yet loaded."""
+    """Return the built module of a program, not yet loaded; for an NPU its command stream."""
+    if target.npu is not None:
+        return lay_out(program.module[ENTRY], program.constants, program.kernel, target)
     machine = tvm.target.Target(target.llvm)
     with machine, tvm.transform.PassContext(opt_level=3, config=BUILD_CONFIG):
         return tvm.tirx.build(program.module, target=machine)

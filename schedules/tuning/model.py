@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from resq_tvm.schedules.context import LANES, ceil_div
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.rules import phase_plane
-from resq_tvm.schedules.spec import Conv
+from resq_tvm.schedules.spec import Conv, phase_plane
 from resq_tvm.schedules.tuning.tasks import Task
 
 _LEAST_ROWS = 48  # below, a model is worse than chance

@@ -14,6 +14,7 @@ from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.schedules.tuning.database import Database, open_records
 from resq_tvm.schedules.tuning.emulated import emulated_fingerprint, is_emulated
 from resq_tvm.schedules.tuning.fingerprint import Fingerprint
+from resq_tvm.schedules.tuning.npu import npu_fingerprint
 from resq_tvm.targets.preset import Target
 
 SHIPPED = "shipped"
@@ -51,7 +52,9 @@ def decider(
     """
     if database == NONE:
         return by_rules(target)
-    if device is None and is_emulated(target):
+    if target.npu is not None:
+        fingerprint = npu_fingerprint(target)
+    elif device is None and is_emulated(target):
         fingerprint = emulated_fingerprint(target)
     else:
         fingerprint = Fingerprint(target.name, device or cpu_model(), threads)

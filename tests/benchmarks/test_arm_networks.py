@@ -32,7 +32,7 @@ def result() -> Result:
         1, 4.0, 1000.0, 900.0, 800.0, 0.0, {"k_conv": 500.0, "k_wise": 100.0, "k_add": 300.0}
     )
     residual = ProgramCount(1, 2.0, 500.0, 450.0, 400.0, 0.0, {"r_conv": 250.0, "r_wise": 50.0})
-    report = SimulatedReport(manifest, 4, get_core("cortex-a72"), keyframe, residual, [])  # type: ignore[arg-type]
+    report = SimulatedReport(manifest, 4, keyframe, residual, get_core("cortex-a72"), [])  # type: ignore[arg-type]
     agreement = [Agreement(kind, 10, 0, 0.0, 0.1, 0.1) for kind in ("keyframe", "residual")]
     return Result("net", "W8A8->W4A4", report, agreement)
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from resq_tvm import doctor
-from resq_tvm.artifact import Artifact, verify_files
+from resq_tvm.artifact import Artifact
+from resq_tvm.artifact_files import verify_files
 from resq_tvm.cli import main
 from resq_tvm.errors import ArtifactError, TargetError
 from resq_tvm.latency import layer_cost

@@ -54,7 +54,7 @@ def test_dump_writes_both_ends(tmp_path: Path) -> None:
         ("missing.tflite", "no such model file"),
         ("net.caffemodel", "unknown kind of model '.caffemodel'"),
         ("net", "unknown kind of model 'without suffix'"),
-        ("zoo:resnet", "it has ddrnet23_slim, tiny_seg"),
+        ("zoo:resnet", "it has ddrnet23_slim, hrnet_w32, tiny_seg"),
         (7, "cannot load a int"),
     ],
 )

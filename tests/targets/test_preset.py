@@ -7,6 +7,7 @@ import pytest
 
 from resq_tvm.errors import TargetError
 from resq_tvm.targets import preset
+from resq_tvm.targets.npu.description import preset_npus
 from resq_tvm.targets.preset import PRESETS, get_target, missing_features
 
 
@@ -20,6 +21,31 @@ def test_presets_by_name():
 def test_unknown_target_lists_the_known_ones():
     with pytest.raises(TargetError, match=r"'x86-mmx' is unknown; use auto, x86-avx512-vnni"):
         get_target("x86-mmx")
+
+
+@pytest.mark.parametrize("name", preset_npus())
+def test_npus_by_name(name, tmp_path):
+    target = get_target(name)
+    assert target == get_target(name) and hash(target) == hash(get_target(name))
+    assert (target.name, target.isa, target.npu) == (name, "npu", preset_npus()[name])
+    assert (target.code.dtype, target.code.zero_point) == ("int8", 0)
+    # Code for its host runs on every CPU of this architecture.
+    assert target.llvm["kind"] == "llvm" and not target.triple and not missing_features(target)
+    path = tmp_path / "mine.json"
+    path.write_text(target.npu.model_copy(update={"name": "npu-mine"}).model_dump_json())
+    mine = get_target(str(path))
+    assert mine.name == "npu-mine" and mine != target
+    assert mine.npu.matrix == target.npu.matrix
+
+
+def test_wrong_npus(tmp_path):
+    with pytest.raises(TargetError, match=r"'npu-none' is unknown; use auto, .*npu-micro, .*json"):
+        get_target("npu-none")
+    with pytest.raises(TargetError, match="cannot be read"):
+        get_target(str(tmp_path / "none.json"))
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(TargetError, match=r"name is wrong: Field required"):
+        get_target(str(tmp_path / "a.json"))
 
 
 @pytest.mark.parametrize("name", PRESETS)

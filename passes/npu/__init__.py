@@ -1,0 +1,1 @@
+"""From fused kernels to the command stream of an NPU."""

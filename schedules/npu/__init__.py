@@ -1,0 +1,1 @@
+"""Kernels for NPU-like targets: tiles in SRAM, transfers, tensorized products, vector programs."""

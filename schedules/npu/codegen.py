@@ -1,0 +1,313 @@
+"""From the PrimFuncs of an NPU to its commands: loops are run, expressions are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from resq_tvm.errors import CompileError
+from resq_tvm.schedules.npu.context import ALIGNMENT
+from resq_tvm.schedules.npu.hazards import Access, Hazards
+from resq_tvm.schedules.npu.intrinsics import ACCUMULATORS, LOAD, MATRIX, PROGRAMS, STORE, VECTOR
+from resq_tvm.schedules.npu.program import from_json
+from resq_tvm.targets.npu.commands import (
+    Command,
+    Engine,
+    Load,
+    Matrix,
+    Operand,
+    Plane,
+    Store,
+    Vector,
+    VectorProgram,
+    pixel_bytes,
+)
+
+Values = dict[Any, int]  # loop variable → value
+Number = Callable[[Values], int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter of a kernel lies: ``"dram"`` or ``"sram"``, address, size.
+
+    ``key`` names the tensor; None: a constant, which nobody writes.
+    """
+
+    memory: str
+    address: int
+    nbytes: int
+    key: str | None = None
+
+
+class Assembler:
+    """Writes the commands of one program, kernel by kernel.
+
+    Parameters
+    ----------
+    scratch : (int, int)
+        First and last address of the SRAM that tiles may take.
+    accumulators : int
+        Bytes of the accumulator memory.
+    programs : dict
+        Vector programs known so far → their numbers; it grows.
+    """
+
+    def __init__(
+        self, scratch: tuple[int, int], accumulators: int, programs: dict[VectorProgram, int]
+    ) -> None:
+        self._scratch, self._accumulators = scratch, accumulators
+        self._programs = programs
+        self.hazards = Hazards()
+        self.commands: list[Command] = []
+        self._upwards = True
+
+    def kernel(self, func: Any, number: int, places: Sequence[Place]) -> None:
+        """Append a kernel's commands.
+
+        Parameters
+        ----------
+        func : tvm.tirx.PrimFunc
+            What `resq_tvm.schedules.npu.emit.emit_npu` wrote.
+        number : int
+            The kernel's, for the commands to carry.
+        places : sequence of Place
+            Of the function's parameters.
+        """
+        run = _Kernel(self, func, number, places)
+        # Neighbours take memory from opposite ends, so that the next one can begin early.
+        run.allocate(self._upwards)
+        self._upwards = not self._upwards
+        run.execute()
+
+    def intern(self, program: VectorProgram) -> int:
+        """Return the number of a vector program."""
+        return self._programs.setdefault(program, len(self._programs))
+
+    @property
+    def limits(self) -> dict[str, tuple[int, int]]:
+        """Memory → addresses that tiles may take."""
+        return {"sram": self._scratch, "acc": (0, self._accumulators)}
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What a buffer's data variable stands for."""
+
+    memory: str
+    address: int
+    key: str | None  # of the tensor; "sram" or "acc" for tiles; None: a constant
+
+
+class _Kernel:
+    def __init__(
+        self, assembler: Assembler, func: Any, number: int, places: Sequence[Place]
+    ) -> None:
+        self.out, self.func, self.number = assembler, func, number
+        self.bases: dict[Any, _Base] = {
+            var: _Base(place.memory, place.address, place.key)
+            for var, place in zip(func.params, places, strict=True)
+        }
+        self.programs = from_json(str(func.attrs[PROGRAMS]))
+        self.statements = _sequence(func.body)
+
+    def allocate(self, upwards: bool) -> None:
+        """Give every tile buffer an address."""
+        used = {"sram": 0, "acc": 0}
+        for statement in self.statements:
+            if not isinstance(statement, tirx.AllocBuffer):
+                continue
+            buffer = statement.buffer
+            memory = "acc" if buffer.scope() == ACCUMULATORS else "sram"
+            size = -(-int(buffer.shape[0]) // ALIGNMENT) * ALIGNMENT
+            first, last = self.out.limits[memory]
+            address = first + used[memory] if upwards else last - used[memory] - size
+            used[memory] += size
+            if used[memory] > last - first:
+                raise CompileError(
+                    f"kernel {self.func.attrs['global_symbol']}: tiles take {used[memory]} bytes "
+                    f"of {memory}, {last - first} are there; use smaller tiles"
+                )
+            self.bases[buffer] = _Base(memory, address, memory)
+
+    def execute(self) -> None:
+        """Run the loops."""
+        for step in [self._compile(s) for s in self.statements]:
+            step({})
+
+    # Statements ------------------------------------------------------------------------------
+
+    def _compile(self, statement: Any) -> Callable[[Values], None]:
+        if isinstance(statement, tirx.AllocBuffer):
+            return lambda _values: None
+        if isinstance(statement, tirx.SeqStmt):
+            steps = [self._compile(s) for s in statement.seq]
+
+            def sequence(values: Values) -> None:
+                for step in steps:
+                    step(values)
+
+            return sequence
+        if isinstance(statement, tirx.For):
+            body, extent = self._compile(statement.body), number_of(statement.extent)
+            var = statement.loop_var
+
+            def loop(values: Values) -> None:
+                for i in range(extent(values)):
+                    values[var] = i
+                    body(values)
+
+            return loop
+        if isinstance(statement, tirx.Evaluate):
+            return self._compile_call(statement.value)
+        raise CompileError(f"kernel for an NPU: no command for {type(statement).__name__}")
+
+    def _compile_call(self, call: Any) -> Callable[[Values], None]:
+        name = str(call.args[0].value)
+        args = [self._argument(a) for a in call.args[1:]]
+        if name in (LOAD, STORE):
+            kind = Load if name == LOAD else Store
+            return lambda values: self._transfer(kind, args, values)
+        if name == VECTOR:
+            return lambda values: self._vector(args, values)
+        weight, _, code = name.removeprefix(f"{MATRIX}w").partition("a")
+        precision = (int(weight), int(code))
+        return lambda values: self._matrix(precision, args, values)
+
+    def _argument(self, expr: Any) -> Any:
+        """Return a text, a base, or a function that gives a number."""
+        if type(expr).__name__ == "StringImm":
+            return str(expr.value)
+        if type(expr).__name__ == "Call" and expr.args and expr.args[0] in self.bases:
+            return self.bases[expr.args[0]]
+        return number_of(expr)
+
+    # Commands --------------------------------------------------------------------------------
+
+    def _transfer(self, kind: type[Load] | type[Store], args: list[Any], values: Values) -> None:
+        outer, offset, inner, place = args[:4]
+        rows, columns, piece, dram_row, dram_column, sram_row, sram_column = (
+            a(values) for a in args[4:]
+        )
+        if rows <= 0 or columns <= 0 or piece <= 0:
+            return
+        dram, sram = outer.address + offset(values), inner.address + place(values)
+        far = _access(outer, dram, _reach(rows, dram_row, columns, dram_column) + piece)
+        near = _access(inner, sram, _reach(rows, sram_row, columns, sram_column) + piece)
+        is_load = kind is Load
+        waits = self.out.hazards.command(
+            Engine.LOAD if is_load else Engine.STORE,
+            far if is_load else near,
+            near if is_load else far,
+        )
+        shape = (dram, sram, rows, columns, piece, dram_row, dram_column, sram_row, sram_column)
+        self.out.commands.append(kind(*shape, waits, self.number))
+
+    def _matrix(self, precision: tuple[int, int], args: list[Any], values: Values) -> None:
+        source, reads = self._plane(args[:9], values)
+        base, offset = args[9], args[10]
+        n = [a(values) for a in args[11:24]]
+        weight_bits, h, w, out, top, left, sy, sx, ty, tx, dy, dx, depthwise = n
+        weights = base.address + offset(values)
+        acc_base, acc_offset, accumulate = args[24], args[25], args[26](values)
+        accumulators = acc_base.address + acc_offset(values)
+        bits_map = None
+        if len(args) > 27:
+            bits_map, more = self._plane(args[27:], values)
+            reads += more
+        terms = ty * tx * (1 if depthwise else source.channels)
+        size = (
+            -(-out * weight_bits // 8) * terms
+            if depthwise
+            else out * (-(-terms * weight_bits // 8))
+        )
+        reads += _access(base, weights, size)
+        written = _access(acc_base, accumulators, h * w * out * 4)
+        if accumulate:
+            reads += written
+        waits = self.out.hazards.command(Engine.MATRIX, reads, written)
+        self.out.commands.append(
+            Matrix(
+                source, weights, weight_bits, precision, h, w, out, (top, left), (sy, sx),
+                (ty, tx), (dy, dx), bool(depthwise), accumulators, bool(accumulate), bits_map,
+                waits, self.number,
+            )
+        )  # fmt: skip
+
+    def _plane(self, args: list[Any], values: Values) -> tuple[Plane, list[Access]]:
+        base, offset, *rest = args
+        h, w, first, channels, row, pixel, bits = (a(values) for a in rest)
+        address = base.address + offset(values)
+        plane = Plane(address, h, w, first, channels, row, pixel, bits)
+        size = (h - 1) * row + w * pixel if h > 0 and w > 0 else 0
+        return plane, _access(base, address, size)
+
+    def _vector(self, args: list[Any], values: Values) -> None:
+        number, *extents = (a(values) for a in args[:9])
+        program = self.programs[number]
+        h, w, c, *place = extents
+        written = {s.index for s in program if s.op == "write"}
+        operands, reads, writes = [], list[Access](), list[Access]()
+        for index, at in enumerate(range(9, len(args), 8)):
+            format, base, offset, *rest = args[at : at + 8]
+            height, width, channels, row, pixel = (a(values) for a in rest)
+            address = base.address + offset(values)
+            memory = base.memory
+            operands.append(Operand(memory, format, address, height, width, channels, row, pixel))
+            if height > 0 and width > 0:
+                reach = _reach(height, row, width, pixel) + pixel_bytes(channels, format)
+                (writes if index in written else reads).extend(_access(base, address, reach))
+        waits = self.out.hazards.command(Engine.VECTOR, reads, writes)
+        y, x, o, window_y, window_x = place
+        self.out.commands.append(
+            Vector(
+                self.out.intern(program), h, w, c, tuple(operands), (y, x, o),
+                (window_y, window_x), waits, self.number,
+            )
+        )  # fmt: skip
+
+
+def _sequence(body: Any) -> list[Any]:
+    return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+
+
+def _reach(rows: int, row: int, columns: int, column: int) -> int:
+    """Return how far the last piece lies behind the first."""
+    return (rows - 1) * row + (columns - 1) * column
+
+
+def _access(base: _Base, address: int, size: int) -> list[Access]:
+    if base.key is None or size <= 0:
+        return []
+    return [Access(base.key, address, address + size)]
+
+
+_BINARY: dict[str, Callable[[int, int], int]] = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "FloorDiv": lambda a, b: a // b,
+    "FloorMod": lambda a, b: a % b,
+    # Signed division of sizes that are never negative.
+    "Div": lambda a, b: a // b,
+    "Mod": lambda a, b: a % b,
+    "Min": min,
+    "Max": max,
+}
+
+
+def number_of(expr: Any) -> Number:
+    """Return a function from the values of loop variables to an expression's value."""
+    kind = type(expr).__name__
+    if kind == "IntImm":
+        value = int(expr.value)
+        return lambda _values: value
+    if kind == "Var":
+        return lambda values: values[expr]
+    if kind in _BINARY:
+        a, b, apply = number_of(expr.a), number_of(expr.b), _BINARY[kind]
+        return lambda values: apply(a(values), b(values))
+    raise CompileError(f"kernel for an NPU: no evaluation of {kind} {expr}")

@@ -1,0 +1,126 @@
+"""Kernels of the vector unit alone: pooling, resize, mean, window, and plain walks.
+
+A tile is as many whole rows as the decision says; where a row does not fit, columns and then
+channels are cut, too. A resize reads what its tables say, so that its tiles are unrolled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+from resq_tvm.schedules.code import Expr
+from resq_tvm.schedules.context import ceil_div
+from resq_tvm.schedules.npu.context import NpuContext
+from resq_tvm.schedules.npu.finish import Finish
+from resq_tvm.schedules.npu.intrinsics import extent, least, most
+from resq_tvm.schedules.npu.tensors import Rect, Tile, channel_bytes, format_of
+from resq_tvm.schedules.resample import axis_table
+from resq_tvm.schedules.spec import GlobalMean, Pool, Resize, TensorSpec, Walk, Window
+
+Span = tuple[Expr, Expr]  # first, count
+
+
+def plan_spatial(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[], None]:
+    """Allocate the tiles of a kernel without products; return what emits it."""
+    kernel, code = ctx.kernel, ctx.code
+    rows, columns = min(ctx.decision.tile_y, kernel.h), min(ctx.decision.tile_x, kernel.w)
+    channels = ctx.tile_channels(kernel.c)
+    down, across = ceil_div(kernel.h, rows), ceil_div(kernel.w, columns)
+    tiles_o = ceil_div(kernel.c, channels)
+    turns = down * across * tiles_o
+    firsts = [i * channels for i in range(tiles_o)]
+    finish = Finish(ctx, (rows, columns, channels), firsts, turns, thresholds)
+    anchor = None
+    if not isinstance(kernel.anchor, Walk):
+        anchor = _Source(ctx, (rows, columns, channels), turns)
+
+    def tile(o: Expr, y: Expr, x: Expr, constants: Expr) -> None:
+        turn = (o * down + y) * across + x
+        rect = Rect(
+            y * rows, x * columns, extent(rows, kernel.h, y), extent(columns, kernel.w, x),
+            o * channels, extent(channels, kernel.c, o),
+        )  # fmt: skip
+        if anchor is None:
+            finish.tile(turn, rect, None, constants)
+        else:
+            source, window = anchor.fetch(turn, rect)
+            finish.tile(turn, rect, source, constants, window)
+
+    def emit() -> None:
+        finish.begin_all()
+        with code.loop(tiles_o, "o") as o:
+            constants = finish.begin(o, o)
+            if isinstance(kernel.anchor, Resize):
+                for y, x in product(range(down), range(across)):
+                    tile(o, y, x, constants)
+            else:
+                with code.loop(down, "y") as y, code.loop(across, "x") as x:
+                    tile(o, y, x, constants)
+
+    return emit
+
+
+class _Source:
+    """The part of the anchor's input that a tile reads."""
+
+    def __init__(self, ctx: NpuContext, tile: tuple[int, int, int], turns: int) -> None:
+        self.ctx, self.size = ctx, tile
+        anchor = ctx.kernel.anchor
+        assert isinstance(anchor, Pool | GlobalMean | Resize | Window)
+        self.anchor = anchor
+        self.spec: TensorSpec = ctx.spec(anchor.input)
+        self.channels = self.spec.c if isinstance(anchor, Window) else min(tile[2], self.spec.c)
+        self.columns = max((w for _, w in self._spans(1)), default=1)
+        self.rows = max((h for _, h in self._spans(0)), default=1)
+        self.slots: Any = None
+        if not ctx.is_resident(anchor.input):
+            pixel = int(channel_bytes(self.spec, self.channels))
+            size = self.rows * self.columns * pixel
+            self.slots = ctx.slots(self.spec.name, size, 2 if turns > 1 else 1)
+
+    def _spans(self, axis: int) -> Iterator[tuple[int, int]]:
+        """Yield what every tile reads along an axis."""
+        whole = (self.ctx.kernel.h, self.ctx.kernel.w)[axis]
+        step = self.size[axis]
+        for first in range(0, whole, step):
+            yield self._span(axis, first, min(step, whole - first))
+
+    def _span(self, axis: int, first: Expr, count: Expr) -> Span:
+        """Return what outputs ``first`` to ``first + count`` read along an axis."""
+        size = (self.spec.h, self.spec.w)[axis]
+        match self.anchor:
+            case GlobalMean():
+                return 0, size
+            case Resize() as resize:
+                assert isinstance(first, int) and isinstance(count, int)
+                table = axis_table(resize, size, (self.ctx.kernel.h, self.ctx.kernel.w)[axis])
+                low = int(table.low[first : first + count].min())
+                high = int(table.high[first : first + count].max())
+                return low, high + 1 - low
+            case Pool() as pool:
+                stride, offset = pool.stride[axis], -pool.padding[axis]
+                reach = (pool.window[axis] - 1) * pool.dilation[axis]
+            case Window() as window:
+                stride, offset, reach = window.stride[axis], window.offset[axis], 0
+        begin = least(most(first * stride + offset, 0), size)
+        end = most(least((first + count - 1) * stride + offset + reach + 1, size), begin)
+        return begin, end - begin
+
+    def fetch(self, turn: Expr, rect: Rect) -> tuple[Tile, tuple[Expr, Expr]]:
+        """Load what a tile of the output reads; return it and its first row and column."""
+        top, height = self._span(0, rect.y, rect.rows)
+        left, width = self._span(1, rect.x, rect.columns)
+        first, channels = rect.first, rect.channels
+        if isinstance(self.anchor, Window):
+            first, channels = 0, self.spec.c
+        area = Rect(top, left, height, width, first, channels)
+        tile = None
+        if self.slots is not None:
+            pixel = int(channel_bytes(self.spec, self.channels))
+            tile = Tile(
+                self.slots.buffer, self.slots.at(turn), height, width, channels,
+                self.columns * pixel, pixel, format_of(self.spec),
+            )  # fmt: skip
+        return self.ctx.fetch(self.spec.name, area, tile), (top, left)

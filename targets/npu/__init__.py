@@ -1,0 +1,1 @@
+"""NPU-like machines: their description, their commands, their simulators."""

@@ -1,0 +1,336 @@
+"""Kernels for NPUs under test: written, run on the simulated machine, compared with their meaning.
+
+A kernel runs in the order of its stream, and in the orders in which machines of very different
+speeds begin its commands: where a wait is missing, one of them reads what is not there yet.
+Besides, no two commands that touch the same bytes may be without an order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from resq_tvm.schedules import meaning
+from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.npu.context import ALIGNMENT, working_bytes
+from resq_tvm.schedules.npu.single import ENTRY, Single, single
+from resq_tvm.schedules.npu.tensors import tensor_bytes
+from resq_tvm.schedules.rules import decide
+from resq_tvm.schedules.spec import (
+    CodeFormat,
+    Conv,
+    FusedKernel,
+    Node,
+    Phase,
+    Store,
+    TensorSpec,
+)
+from resq_tvm.targets.npu.commands import Program, Stream
+from resq_tvm.targets.npu.description import Npu
+from resq_tvm.targets.npu.functional import Machine
+from resq_tvm.targets.npu.races import races
+from resq_tvm.targets.npu.timing import simulate
+from resq_tvm.targets.preset import Target, npu_target
+from tests.schedules.harness import conv_phase
+
+Array = NDArray[Any]
+
+CODE = CodeFormat("int8", 0)
+SLOW = 1000  # times: how much slower a part of an absurd machine is
+
+
+# Machines ------------------------------------------------------------------------------------
+
+
+def machine(
+    *,
+    array: tuple[int, int, int] = (4, 8, 8),
+    sram: int = 1 << 17,
+    accumulators: int = 1 << 14,
+    depthwise: bool = True,
+    operators: tuple[str, ...] = ("pool", "mean", "resize", "window", "choose"),
+    functions: tuple[str, ...] = ("div", "exp", "sigmoid", "tanh", "sqrt", "erf"),
+) -> Target:
+    """Return a small NPU; ``array`` is pixels × outputs × depth, memories are in bytes."""
+    npu = Npu.model_validate(
+        {
+            "name": "npu-drawn",
+            "clock_hz": 1e9,
+            "matrix": {
+                "pixels": array[0], "outputs": array[1], "depth": array[2],
+                "rates": {"W8A8": 1.0, "W4A8": 1.5, "W4A4": 2.0, "W2A2": 4.0},
+                "depthwise": depthwise, "startup_cycles": 5, "accumulator_bytes": accumulators,
+            },
+            "vector": {
+                "lanes": 16, "stages": 4, "startup_cycles": 5, "operators": operators,
+                "functions": dict.fromkeys(functions, 4),
+            },
+            "sram": {"bytes": sram, "banks": 4, "bank_bytes_per_cycle": 16},
+            "dram": {"bytes_per_second": 8e9, "latency_cycles": 20, "burst_bytes": 16},
+            "commands": {
+                "issue_cycles": 2, "dma_setup_cycles": 3, "kernel_cycles": 10, "queue_depth": 16,
+            },
+            "host": {"call_cycles": 100, "bytes_per_second": 1e9},
+        }
+    )  # fmt: skip
+    return npu_target(npu)
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Target:
+    """Draw a machine: any array, memories of any size from small to roomy."""
+    array = draw(st.tuples(*(st.sampled_from(n) for n in ((1, 3, 8), (1, 3, 6, 16), (1, 5, 32)))))
+    return machine(
+        array=array,
+        sram=draw(st.sampled_from([20_000, 33_333, 1 << 17])),
+        accumulators=draw(st.sampled_from([1000, 4096, 1 << 16])),
+        depthwise=draw(st.booleans()),
+    )
+
+
+def speeds(npu: Npu) -> dict[str, Npu]:
+    """Return the machine itself, and others that are absurdly slow at one thing."""
+
+    def slow(part: str, **changes: Any) -> Npu:
+        return npu.model_copy(update={part: getattr(npu, part).model_copy(update=changes)})
+
+    return {
+        "as it is": npu,
+        "slow transfers": slow("dram", bytes_per_second=npu.dram.bytes_per_second / SLOW),
+        "slow products": slow("matrix", startup_cycles=SLOW * 10),
+        "slow vectors": slow("vector", startup_cycles=SLOW * 10),
+        "slow latency": slow("dram", latency_cycles=SLOW * 10),
+    }
+
+
+def orders(npu: Npu, stream: Stream, program: str) -> Iterator[tuple[str, list[int] | None]]:
+    """Yield the stream's own order, and those in which machines begin its commands."""
+    yield "stream", None
+    seen = {tuple(range(len(stream.programs[program].commands)))}
+    for name, other in speeds(npu).items():
+        start = simulate(other, stream, program).commands.start
+        order = np.argsort(start, kind="stable").tolist()
+        if tuple(order) not in seen:
+            seen.add(tuple(order))
+            yield name, order
+
+
+def no_races(stream: Stream, program: Program) -> None:
+    """Fail where commands without an order touch the same bytes."""
+    found = races(stream, program)
+    assert not found, f"{len(found)}: {found[0]}"
+
+
+# Tensors -------------------------------------------------------------------------------------
+
+
+def codes(
+    name: str, h: int, w: int, c: int, bits: int = 8, memory: str = "", target: Target | None = None
+) -> TensorSpec:
+    """Describe codes of so many bits as they lie in memory."""
+    npu = (target or machine()).npu
+    assert npu is not None
+    return TensorSpec(name, h, w, c, "int8", c, bits=npu.storage_bits(bits), memory=memory)
+
+
+def floats(
+    name: str, h: int, w: int, c: int, dtype: str = "float32", memory: str = ""
+) -> TensorSpec:
+    """Describe a float tensor."""
+    return TensorSpec(name, h, w, c, dtype, c, memory=memory)
+
+
+def limit(bits: int) -> int:
+    """Return the largest code of so many bits."""
+    return (1 << (bits - 1)) - 1
+
+
+def has_room(kernel: FusedKernel, target: Target) -> bool:
+    """Return whether what stays in SRAM fits the part that tiles do not take."""
+    assert target.npu is not None
+    specs = [s for s in (*kernel.inputs, *kernel.outputs) if s.memory]
+    taken = sum(-(-tensor_bytes(s) // ALIGNMENT) * ALIGNMENT for s in specs)
+    return taken <= target.npu.sram.bytes - working_bytes(target.npu)
+
+
+# Running -------------------------------------------------------------------------------------
+
+
+def random_inputs(kernel: FusedKernel, rng: np.random.Generator) -> dict[str, Array]:
+    """Draw codes over their range, and floats of several magnitudes."""
+    inputs = meaning.random_inputs(kernel, rng)
+    anchor = kernel.anchor
+    anchored = anchor.inputs if isinstance(anchor, Conv) else ()
+    for spec in kernel.inputs:
+        if spec.dtype == "int8" and spec.name not in anchored:
+            most = limit(spec.bits or 8)
+            inputs[spec.name] = rng.integers(-most, most + 1, (spec.h, spec.w, spec.c))
+    return inputs
+
+
+def run_single(
+    made: Single, target: Target, inputs: dict[str, Array], order: list[int] | None = None
+) -> dict[str, Array]:
+    """Run a kernel's stream on a new machine; return every tensor that it writes."""
+    assert target.npu is not None
+    device = Machine(target.npu, made.stream, made.dram.copy())
+    for name, value in inputs.items():
+        device.write(made.tensors[name], value)
+    device.run(ENTRY, order=order)
+    return {p.name: device.read(p) for p in made.stream.programs[ENTRY].outputs}
+
+
+def check(
+    kernel: FusedKernel,
+    target: Target,
+    rng: np.random.Generator,
+    *,
+    decision: Decision | None = None,
+    inputs: dict[str, Array] | None = None,
+    ulps: int = 0,
+) -> Single:
+    """Compare a kernel with its meaning, in every order; ``ulps`` may be off (of float32)."""
+    assert target.npu is not None
+    inputs = inputs or random_inputs(kernel, rng)
+    made = single(kernel, decision or decide(kernel, target), target)
+    no_races(made.stream, made.stream.programs[ENTRY])
+    wanted = meaning.run(kernel, inputs)
+    for name, order in orders(target.npu, made.stream, ENTRY):
+        found = run_single(made, target, inputs, order)
+        for tensor, value in wanted.items():
+            _compare(found[tensor], value, f"{tensor} ({name})", ulps)
+    return made
+
+
+def _compare(found: Array, wanted: Array, what: str, ulps: int) -> None:
+    if not ulps or wanted.dtype != np.float32:
+        np.testing.assert_array_equal(found, wanted, err_msg=what)
+        return
+    room = ulps * 2.0**-23 * np.maximum(np.abs(wanted), 1e-6)
+    assert (np.abs(found.astype(np.float64) - wanted) <= room).all(), what
+
+
+# Kernels -------------------------------------------------------------------------------------
+
+
+def conv_anchor(
+    rng: np.random.Generator,
+    channels: tuple[int, ...],
+    out: int,
+    *,
+    taps: tuple[int, int] = (3, 3),
+    stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
+    origin: tuple[int, int] = (-1, -1),
+    groups: int = 1,
+    bits: tuple[int, int] = (8, 8),
+) -> Conv:
+    """Return a convolution of inputs ``x0``, ``x1``, … with weights over their whole range.
+
+    ``origin`` is the pixel that the first tap of the first output reads; ``bits`` are those of
+    weights and codes.
+    """
+    weights, most = limit(bits[0]), limit(bits[1])
+    weight = rng.integers(-weights, weights + 1, (out, *taps, sum(channels) // groups))
+    phase = conv_phase(taps, dilation, (-origin[0], -origin[1]))
+    names = tuple(f"x{i}" for i in range(len(channels)))
+    return Conv(
+        names, weight.astype(np.int8), (phase,), stride, (1, 1), groups, limits=(most, weights)
+    )
+
+
+def transposed_anchor(
+    rng: np.random.Generator,
+    channels: int,
+    out: int,
+    *,
+    taps: tuple[int, int],
+    stride: tuple[int, int],
+    pad: tuple[int, int],
+    bits: tuple[int, int] = (8, 8),
+) -> Conv:
+    """Return a transposed convolution of ``x0``: one phase per output pixel of a stride."""
+    weights, most = limit(bits[0]), limit(bits[1])
+    weight = rng.integers(-weights, weights + 1, (out, *taps, channels))
+
+    def along(axis: int, first: int) -> list[tuple[int, int]]:
+        found = []
+        for k in range(taps[axis]):
+            step, rest = divmod(first + pad[axis] - k, stride[axis])
+            if rest == 0:
+                found.append((k, step))
+        return found
+
+    phases = tuple(
+        Phase(oy, ox, tuple((ky, kx, dy, dx) for ky, dy in along(0, oy) for kx, dx in along(1, ox)))
+        for oy in range(stride[0])
+        for ox in range(stride[1])
+    )
+    return Conv(("x0",), weight.astype(np.int8), phases, (1, 1), stride, limits=(most, weights))
+
+
+def sums_kernel(
+    anchor: Conv, inputs: tuple[TensorSpec, ...], h: int, w: int, memory: str = ""
+) -> FusedKernel:
+    """Return a convolution that stores its sums as float32."""
+    c = anchor.weight.shape[0]
+    nodes = (Node("anchor"), Node("scalar", value=1.0), Node("dequantize", (0, 1)))
+    out = floats("y", h, w, c, memory=memory)
+    return FusedKernel("sums", anchor, h, w, c, inputs, (out,), nodes, (Store(2, "y"),), CODE)
+
+
+def residual_kernel(
+    rng: np.random.Generator,
+    anchor: Conv,
+    inputs: tuple[TensorSpec, ...],
+    h: int,
+    w: int,
+    *,
+    bits: int = 4,
+    shortcut: TensorSpec | None = None,
+    memories: tuple[str, str] = ("", ""),
+) -> FusedKernel:
+    """Return a residual step: add state, rectify, subtract what the state gives, quantize.
+
+    It writes codes ``q`` of ``bits`` bits and floats ``z``; ``memories`` say where these stay.
+    ``shortcut`` is the state, named ``u``; by default float16 at every pixel.
+    """
+    c = anchor.weight.shape[0]
+    state = shortcut or floats("u", h, w, c, "float16")
+    nodes = (
+        Node("anchor"),
+        Node("vector", name="scale"),
+        Node("dequantize", (0, 1)),
+        Node("load", name="u"),
+        Node("add", (2, 3)),
+        Node("scalar", value=0.0),
+        Node("max", (4, 5)),
+        Node("max", (3, 5)),
+        Node("sub", (6, 7)),
+        Node("quantize", (8,), value=float(np.float32(0.37 * limit(bits))), limit=limit(bits)),
+    )
+    codes_most, weights_most = anchor.limits or (127, 127)
+    size = codes_most * weights_most * np.sqrt(max(1, anchor.weight[0].size))
+    scale = (rng.uniform(0.5, 8, c) / size).astype(np.float32)
+    return FusedKernel(
+        "residual", anchor, h, w, c, (*inputs, state),
+        (codes("q", h, w, c, bits, memories[0]), floats("z", h, w, c, memory=memories[1])),
+        nodes, (Store(9, "q"), Store(4, "z")), CODE, {"scale": scale},
+    )  # fmt: skip
+
+
+def decisions(draw: st.DrawFn, h: int, w: int, blocks: int) -> Decision:
+    """Draw tiles up to the whole plane; not more than a few along each side."""
+    return Decision(
+        "drawn",
+        "any",
+        draw(st.integers(-(-h // 5), h + 1)),
+        draw(st.integers(-(-w // 4), w + 1)),
+        draw(st.integers(1, blocks + 1)),
+        inner_o=draw(st.booleans()),
+        parallel=False,
+    )
