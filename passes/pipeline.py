@@ -43,6 +43,7 @@ def run_phases(
     recurrent: bool,
     observe: Observer | None = None,
     decide: Decider | None = None,
+    state_memory: str = "auto",
 ) -> Lowered:
     """Partition → fuse → lower a calibrated module; for an NPU, to its commands.
 
@@ -54,6 +55,8 @@ def run_phases(
         Called with (phase, module) after every phase.
     decide : callable, optional
         Takes the decision about every kernel; the target's rules by default.
+    state_memory : str
+        Of an NPU: where it keeps state (`resq_tvm.passes.npu.lower.lower_npu`).
 
     Raises
     ------
@@ -66,7 +69,18 @@ def run_phases(
                 f"residuals are recurrent, which {target.name} does not support: programs do not "
                 "change their state there; calibrate with residual='pairwise'"
             )
-        return lower_npu(mod, target, state_dtype=state_dtype, decide=decide, observe=observe)
+        return lower_npu(
+            mod,
+            target,
+            state_dtype=state_dtype,
+            decide=decide,
+            observe=observe,
+            state_memory=state_memory,
+        )
+    if state_memory != "auto":
+        raise CompileError(
+            f"state memory {state_memory!r}: target {target.name} has but one memory; leave it out"
+        )
     see = observe or (lambda _phase, _mod: None)
     see("calibrated", mod)
     # The pass decorator makes callables of these classes, which type checkers cannot see.

@@ -54,6 +54,7 @@ def compile(
     *,
     output: str | Path | None = None,
     state_dtype: str = "float16",
+    state_memory: str = "auto",
     frame_program: bool = True,
     database: str | PathLike[str] = "shipped",
     device: str | None = None,
@@ -76,6 +77,8 @@ def compile(
         Where to write the artifact folder (``NAME.resq``); a temporary folder otherwise.
     state_dtype : str
         ``"float16"`` or ``"float32"``: how keyframe state is stored.
+    state_memory : str
+        Of an NPU: ``"sram"`` or ``"dram"`` keeps state there, ``"auto"`` leaves it to the planner.
     frame_program : bool
         Give an artifact that chooses bits a third program, ``frame``: a frame on its own without
         state, for frames on which residuals do not pay. Other artifacts have none, nor has an
@@ -115,6 +118,7 @@ def compile(
         qnet,
         preset,
         state_dtype=state_dtype,
+        state_memory=state_memory,
         frame_program=frame_program,
         database=database,
         device=device,
@@ -138,6 +142,7 @@ def build(
     target: str | Target = "auto",
     *,
     state_dtype: str = "float16",
+    state_memory: str = "auto",
     frame_program: bool = True,
     database: str | PathLike[str] = "shipped",
     device: str | None = None,
@@ -157,6 +162,7 @@ def build(
         qnet,
         preset,
         state_dtype=state_dtype,
+        state_memory=state_memory,
         frame_program=frame_program,
         decide=decide,
         observe=dump_to(Path(dump)) if dump is not None else None,
@@ -202,6 +208,7 @@ def lower_network(
     target: Target,
     *,
     state_dtype: str = "float16",
+    state_memory: str = "auto",
     frame_program: bool = True,
     decide: Decider | None = None,
     observe: Observer | None = None,
@@ -212,7 +219,7 @@ def lower_network(
     ----------
     qnet : QuantizedNetwork
     target : Target
-    state_dtype, frame_program
+    state_dtype, state_memory, frame_program
         As of `compile`.
     decide : callable, optional
         Takes the decision about every kernel; the target's rules by default.
@@ -248,6 +255,7 @@ def lower_network(
         recurrent=recurrent,
         observe=observe,
         decide=decide,
+        state_memory=state_memory,
     )
     if not frame_program or not dynamic or target.npu is not None:
         return lowered, None

@@ -74,7 +74,10 @@ Guard = Annotated[
     typer.Option("--guard/--no-guard", help="Compute frames on their own where residuals cost."),
 ]
 TargetName = Annotated[
-    str, typer.Option("--target", help="'auto' or a preset; see 'resq-tvm doctor'.")
+    str,
+    typer.Option(
+        "--target", help="'auto', a preset (see 'resq-tvm doctor'), or an NPU's .json file."
+    ),
 ]
 StateDtype = Annotated[
     str, typer.Option("--state-dtype", help="How state is stored: float16 or float32.")

@@ -70,6 +70,27 @@ def test_choices_of_bits_agree_in_every_bit(tau):
     assert any(step.op == "choose" for program in programs for step in program)
 
 
+GATES = {
+    "many small blocks": {"scale": 0.02, "threshold": 500.0, "block": 4, "reach": 1},
+    "large blocks alone": {"scale": 0.05, "threshold": 50.0, "block": 8, "reach": 0},
+    "far reach": {"scale": 0.02, "threshold": 3000.0, "block": 2, "reach": 2},
+}
+
+
+@pytest.mark.parametrize("seed", [1, 7])
+@pytest.mark.parametrize("gate", GATES)
+def test_gates_of_changed_blocks_agree_in_every_bit(gate, seed):
+    mod = annotated(exact_network(seed), "W8A8->W8A{0,4,8}")
+    mod = with_policy(mod, 0.5, GATES[gate])
+    key, part, _ = frames(mod, 3, seed)
+    part[:, :4] = key[:, :4]
+    corner = key.copy()
+    corner[:, 3:, 5:] += 1
+    device = check_exact(mod, machine(), [key, part, corner], state_dtype=DTYPES[seed // 4])
+    programs = device.lowered.stream.vector_programs
+    assert any(step.op == "changed" for program in programs for step in program)
+
+
 @pytest.mark.parametrize("seed", range(50, 58))
 def test_all_operators_agree_on_the_mean_and_in_every_order(seed):
     mod = annotated(random_network(seed), SCHEMES[seed % len(SCHEMES)])

@@ -75,6 +75,21 @@ def test_state(state_dtype: str, tmp_path: Path) -> None:
     assert manifest.state[0].input == 0  # the frame itself
 
 
+@pytest.mark.parametrize("memory", ["dram", "sram"])
+def test_where_state_lies(memory: str, tmp_path: Path) -> None:
+    network = static("W8A8->W4A4")
+    artifact = compiler.compile(
+        network, "npu-mobile", output=tmp_path / "n.resq", state_memory=memory
+    )
+    report = simulate(artifact.path)
+    assert report.residual is not None and artifact.program is not None
+    places = {p.memory for p in artifact.program.stream.programs["keyframe"].state}
+    assert memory in places
+    traffic = report.residual.summary()["state_read"]
+    assert traffic > 0 if memory == "dram" else "dram" in places or traffic == 0
+    assert_same(network, artifact, tmp_path)
+
+
 def test_reports_of_a_network(tmp_path: Path) -> None:
     artifact = compiler.compile(static("W8A8->W4A4"), "npu-micro", output=tmp_path / "n.resq")
     assert artifact.program is not None and not chooses_bits(artifact.program)
@@ -171,6 +186,8 @@ def test_a_machine_of_ones_own_with_work_for_the_host(
 def test_what_cannot_be_compiled(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="calibrate with residual='pairwise'"):
         compiler.compile(static("W8A8->W8A8", "recurrent"), "npu-micro")
+    with pytest.raises(CompileError, match="state memory 'sram': target x86-generic has but one"):
+        compiler.compile(static("W8A8"), "x86-generic", state_memory="sram")
     with pytest.raises(CompileError, match="has no kernel scheme 'smull'"):
         compiler.compile(static("W8A8"), "npu-micro", arm_kernels="smull")
     with pytest.raises(TargetError, match="'npu-micro' is simulated: its kernels cannot be timed"):

@@ -30,7 +30,7 @@ from resq_tvm.schedules.spec import (
     TensorSpec,
 )
 from resq_tvm.targets.npu.commands import Program, Stream
-from resq_tvm.targets.npu.description import Npu
+from resq_tvm.targets.npu.description import FUNCTIONS, OPERATORS, Npu
 from resq_tvm.targets.npu.functional import Machine
 from resq_tvm.targets.npu.races import races
 from resq_tvm.targets.npu.timing import simulate
@@ -52,8 +52,8 @@ def machine(
     sram: int = 1 << 17,
     accumulators: int = 1 << 14,
     depthwise: bool = True,
-    operators: tuple[str, ...] = ("pool", "mean", "resize", "window", "choose"),
-    functions: tuple[str, ...] = ("div", "exp", "sigmoid", "tanh", "sqrt", "erf"),
+    operators: tuple[str, ...] = OPERATORS,
+    functions: tuple[str, ...] = FUNCTIONS,
 ) -> Target:
     """Return a small NPU; ``array`` is pixels × outputs × depth, memories are in bytes."""
     npu = Npu.model_validate(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -66,11 +64,10 @@ def test_all_are_joined_for_whole_pixels_and_for_several_inputs(whole, parts, rn
     np.testing.assert_array_equal(meaning.run(joined, given)["y"], meaning.run(kernel, given)["y"])
 
 
-def test_taps_that_the_array_cannot_pack_count_one_by_one(rng):
-    unit = machine(array=(4, 16, 16)).npu.matrix
-    kernel = grouped(rng, 16, 4, 4)
-    # 9 taps of 4 terms: 3 passes if they are packed, else 9; of four groups 9 either way.
-    assert join_groups(kernel, unit, whole=False).anchor.groups == 4
-    apart = replace(kernel, anchor=replace(kernel.anchor, groups=16))
+def test_taps_that_the_array_cannot_pack_leave_room_for_groups(rng):
+    unit = machine(array=(4, 16, 27)).npu.matrix
+    kernel = grouped(rng, 16, 3, 4)
+    # Nine taps of three terms fill the depth, tap by tap they leave room for four groups.
+    assert join_groups(kernel, unit, whole=False) is kernel
     unpacked = unit.model_copy(update={"packs_taps": False})
-    assert join_groups(apart, unpacked, whole=False).anchor.groups == 4
+    assert join_groups(kernel, unpacked, whole=False).anchor.groups == 4
