@@ -20,11 +20,12 @@ from resq_tvm.passes.graph import op_name
 from resq_tvm.passes.kernel_spec import Thresholds
 from resq_tvm.passes.layouts import Plan
 from resq_tvm.passes.lower import KernelRecord, Lowered
+from resq_tvm.passes.npu.cascade import Planner, place_cascades
 from resq_tvm.passes.npu.assemble import Emitted, ProgramWriter
 from resq_tvm.passes.npu.items import Item, ProgramItems
 from resq_tvm.passes.npu.memory import Arena, keep_on_chip, spill
 from resq_tvm.passes.partition import Partition
-from resq_tvm.schedules.choice import Decider, by_rules
+from resq_tvm.schedules.choice import Chosen, Decider, by_rules
 from resq_tvm.schedules.npu.codegen import Place
 from resq_tvm.schedules.npu.context import ALIGNMENT, working_bytes
 from resq_tvm.schedules.npu.emit import emit_npu
@@ -54,6 +55,7 @@ def lower_npu(
     decide: Decider | None = None,
     observe: Any = None,
     state_memory: str = "auto",
+    cascades: bool = False,
 ) -> LoweredNpu:
     """Partition, fuse and lower a calibrated module.
 
@@ -73,6 +75,9 @@ def lower_npu(
         ``"sram"``: keyframe state stays on the chip; ``"dram"``; ``"auto"``: on the chip if it
         takes half of what is there for tensors at most. State that the host reads or writes
         (outputs among it) lies in DRAM all the same.
+    cascades : bool
+        Let kernels take turns band by band where that keeps tensors out of DRAM
+        (`resq_tvm.passes.npu.cascade`).
 
     Raises
     ------
@@ -87,7 +92,7 @@ def lower_npu(
     fuse: Any = FuseKernels()
     mod = fuse(mod)
     see("fused", mod)
-    lowered = _Lowering(mod, target, decide or by_rules(target), state_memory).run()
+    lowered = _Lowering(mod, target, decide or by_rules(target), state_memory, cascades).run()
     see("lowered", lowered.module)
     return lowered
 
@@ -98,7 +103,12 @@ def _aligned(nbytes: int) -> int:
 
 class _Lowering:
     def __init__(
-        self, mod: tvm.IRModule, target: Target, decide: Decider, state_memory: str
+        self,
+        mod: tvm.IRModule,
+        target: Target,
+        decide: Decider,
+        state_memory: str,
+        cascades: bool,
     ) -> None:
         assert target.npu is not None
         if state_memory not in STATE_MEMORIES:
@@ -106,7 +116,7 @@ class _Lowering:
                 f"state memory {state_memory!r} is unknown; use {', '.join(STATE_MEMORIES)}"
             )
         self.mod, self.target, self.npu, self.decide = mod, target, target.npu, decide
-        self.state_memory = state_memory
+        self.state_memory, self.cascades = state_memory, cascades
         names = [g.name_hint for g in mod.get_global_vars()]
         self.thresholds = Thresholds()
         self.programs = [
@@ -134,6 +144,11 @@ class _Lowering:
         temporary = self._place_frames()
         for program in self.programs:
             on_chip = Arena(self.state_end, self.resident)
+            if self.cascades:
+                room = (self.state_end, self.resident)
+                working = self.npu.sram.bytes - self.resident
+                program.cascades = Planner(program, self.target, room, working).plan()
+                place_cascades(program, program.cascades, on_chip)
             keep_on_chip(program.values.values(), on_chip)
         kernels = {p.name: self._emit(p) for p in self.programs}
         first = self._place_params(temporary)
@@ -242,11 +257,17 @@ class _Lowering:
         made = {}
         index = 0
         thresholds = tuple(float(np.float32(v)) for v in self.thresholds.values.values())
+        banded = {
+            id(program.items[c.first + i]): decision
+            for c in program.cascades
+            for i, decision in enumerate(c.decisions)
+        }
         for item in program.items:
             if item.kernel is None or item.call is not None:
                 continue
             kernel = self._placed(program, item)
-            chosen = self.decide(kernel)
+            decision = banded.get(id(item))
+            chosen = self.decide(kernel) if decision is None else Chosen(decision, "cascade")
             func, constants = emit_npu(kernel, chosen.decision, self.target, thresholds)
             names = [self._param(f"{kernel.name}.{n}", a) for n, a in constants]
             order = list(self.params)
@@ -275,7 +296,8 @@ class _Lowering:
 
         def lay(spec: TensorSpec, var: Any) -> TensorSpec:
             value = program.values[program.root(var)]
-            return replace(spec, memory="sram" if value.memory == "sram" else "")
+            memory = "sram" if value.memory == "sram" else ""
+            return replace(spec, memory=memory, ring=value.spec.ring)
 
         def lay_map(spec: TensorSpec) -> TensorSpec:
             value = program.values[spec.name]

@@ -32,6 +32,8 @@ def plan_spatial(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[],
     turns = down * across * tiles_o
     firsts = [i * channels for i in range(tiles_o)]
     finish = Finish(ctx, (rows, columns, channels), firsts, turns, thresholds)
+    unrolled = isinstance(kernel.anchor, Resize)
+    ctx.by_bands = tiles_o == 1 and not unrolled and finish.loads_once
     anchor = None
     if not isinstance(kernel.anchor, Walk):
         anchor = _Source(ctx, (rows, columns, channels), turns)
@@ -52,7 +54,7 @@ def plan_spatial(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[],
         finish.begin_all()
         with code.loop(tiles_o, "o") as o:
             constants = finish.begin(o, o)
-            if isinstance(kernel.anchor, Resize):
+            if unrolled:
                 for y, x in product(range(down), range(across)):
                     tile(o, y, x, constants)
             else:
