@@ -23,8 +23,10 @@ from resq_tvm.schedules.npu.bands import (
 )
 from resq_tvm.schedules.npu.context import ALIGNMENT
 from resq_tvm.schedules.npu.emit import Footprint, footprint
-from resq_tvm.schedules.npu.tensors import channel_bytes
+from resq_tvm.schedules.npu.tensors import channel_bytes, format_of
 from resq_tvm.schedules.spec import Conv, FusedKernel, TensorSpec
+from resq_tvm.targets.npu.commands import format_bits
+from resq_tvm.targets.npu.description import Npu
 from resq_tvm.targets.preset import Target
 
 LONGEST: Final = 16  # kernels of a cascade
@@ -223,16 +225,29 @@ def by_bands(
         "bands", "matrix" if is_conv else "vector", rows, kernel.w,
         min(blocks, _BLOCKS) if is_conv else blocks, inner_o=True, parallel=False,
     )  # fmt: skip
+    narrowest = _least_blocks(kernel, target.npu) if is_conv else blocks
     while True:
         taken = footprint(kernel, decision, target)
         if taken is not None:
             return decision, taken
-        if is_conv and decision.tile_o > 1:
+        if decision.tile_o > narrowest:
             decision = replace(decision, tile_o=ceil_div(decision.tile_o, 2))
         elif decision.tile_x > target.npu.matrix.pixels:
             decision = replace(decision, tile_x=ceil_div(decision.tile_x, 2))
+        elif is_conv and decision.tile_o > 1:
+            decision = replace(decision, tile_o=ceil_div(decision.tile_o, 2))
         else:
             return None
+
+
+def _least_blocks(kernel: FusedKernel, npu: Npu) -> int:
+    """Return the blocks of output channels of which a pixel is a whole burst of the DRAM."""
+    least = 1
+    for spec in (*kernel.inputs, *kernel.outputs):
+        if spec.memory != "sram" and spec.c == kernel.c:
+            channels = ceil_div(8 * npu.dram.burst_bytes, format_bits(format_of(spec)))
+            least = max(least, ceil_div(channels, npu.matrix.outputs))
+    return min(least, ceil_div(kernel.c, npu.matrix.outputs))
 
 
 def _resident(kernel: FusedKernel, names: frozenset[str]) -> FusedKernel:

@@ -10,7 +10,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from resq_tvm.schedules.context import ceil_div
-from resq_tvm.schedules.spec import Conv, FusedKernel, Pool, Walk, Window
+from resq_tvm.schedules.resample import axis_table
+from resq_tvm.schedules.spec import Conv, FusedKernel, Pool, Resize, Walk, Window
 
 Rows = tuple[int, int]  # first row, and the one behind the last
 Turn = tuple[int, int]  # stage, its band
@@ -63,7 +64,7 @@ def can_run_by_bands(kernel: FusedKernel) -> bool:
     anchor = kernel.anchor
     if isinstance(anchor, Conv):
         return len(anchor.phases) == 1 and anchor.out_stride == (1, 1)
-    return isinstance(anchor, Pool | Walk | Window)
+    return isinstance(anchor, Pool | Resize | Walk | Window)
 
 
 def _anchor_rows(kernel: FusedKernel, name: str, first: int, end: int) -> Iterator[Rows]:
@@ -79,6 +80,10 @@ def _anchor_rows(kernel: FusedKernel, name: str, first: int, end: int) -> Iterat
             reach = (anchor.window[0] - 1) * anchor.dilation[0]
         case Window() if name == anchor.input:
             stride, before, reach = anchor.stride[0], anchor.offset[0], 0
+        case Resize() if name == anchor.input:
+            table = axis_table(anchor, size, kernel.h)
+            yield int(table.low[first:end].min()), int(table.high[first:end].max()) + 1
+            return
         case _:
             return
     begin = min(max(first * stride + before, 0), size)

@@ -146,8 +146,9 @@ class _Kernel:
         self.programs = from_json(str(func.attrs[PROGRAMS]))
         self.statements = _sequence(func.body)
         self._prologue: list[Any] = []
-        self._rows: Any = None  # the loop over bands; None: there is but one
+        self._rows: Any = None  # the loop over bands
         self._body: Callable[[Values], None] | None = None
+        self._unrolled: list[Any] = []  # or the bands
 
     @property
     def name(self) -> str:
@@ -190,13 +191,18 @@ class _Kernel:
         self._prologue = [s for s in self.statements if not isinstance(s, tirx.AllocBuffer)]
         if bands == 1:
             return
-        self._rows = self._prologue.pop()
-        if not isinstance(self._rows, tirx.For) or int(self._rows.extent) != bands:
+        last, tail = self._prologue[-1], self._prologue[-bands:]
+        if isinstance(last, tirx.For) and int(last.extent) == bands:
+            self._rows = self._prologue.pop()
+        elif len(tail) == bands and all(isinstance(s, tirx.For) for s in tail):
+            self._unrolled = tail
+            del self._prologue[-bands:]
+        else:
             raise CompileError(f"kernel {self.name} does not run in {bands} bands of rows")
 
     def kept(self) -> set[Any]:
         """Return the tile buffers that are loaded before the first band, for all of them."""
-        if self._rows is None:
+        if self._rows is None and not self._unrolled:
             return set()
         calls = (call for statement in self._prologue for call in _calls(statement))
         return {call.args[3].args[0] for call in calls if str(call.args[0].value) == LOAD}
@@ -209,6 +215,8 @@ class _Kernel:
         if self._rows is not None:
             self._body = self._body or self._compile(self._rows.body)
             self._body({self._rows.loop_var: number})
+        elif self._unrolled:
+            self._compile(self._unrolled[number])({})
 
     # Statements ------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ channels are cut, too. A resize reads what its tables say, so that its tiles are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
 from typing import Any
 
 from resq_tvm.schedules.code import Expr
@@ -33,7 +32,7 @@ def plan_spatial(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[],
     firsts = [i * channels for i in range(tiles_o)]
     finish = Finish(ctx, (rows, columns, channels), firsts, turns, thresholds)
     unrolled = isinstance(kernel.anchor, Resize)
-    ctx.by_bands = tiles_o == 1 and not unrolled and finish.loads_once
+    ctx.by_bands = tiles_o == 1 and finish.loads_once
     anchor = None
     if not isinstance(kernel.anchor, Walk):
         anchor = _Source(ctx, (rows, columns, channels), turns)
@@ -55,8 +54,10 @@ def plan_spatial(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[],
         with code.loop(tiles_o, "o") as o:
             constants = finish.begin(o, o)
             if unrolled:
-                for y, x in product(range(down), range(across)):
-                    tile(o, y, x, constants)
+                for y in range(down):
+                    with code.group("y"):
+                        for x in range(across):
+                            tile(o, y, x, constants)
             else:
                 with code.loop(down, "y") as y, code.loop(across, "x") as x:
                     tile(o, y, x, constants)
