@@ -1,4 +1,4 @@
-"""Cascades: runs of kernels that take turns band by band, so that tensors between them stay in SRAM.
+"""Cascades: kernels that take turns band by band, so that tensors between them stay in SRAM.
 
 A tensor that is too large for the SRAM stays there nevertheless if its readers follow its maker
 closely: a circular buffer holds the rows that are still to be read.
@@ -6,7 +6,7 @@ closely: a circular buffer holds the rows that are still to be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from resq_tvm.targets.npu.commands import format_bits
 from resq_tvm.targets.npu.description import Npu
 from resq_tvm.targets.preset import Target
 
-LONGEST: Final = 16  # kernels of a cascade
+LENGTHS: Final = (16, 4, 8, 32)  # most kernels of a cascade; the first one unless it is measured
 _ROWS: Final = (16, 8, 4, 2, 1)  # of a band of the kernel with the most rows
 _BLOCKS: Final = 4  # of output channels of a tile at most
 
@@ -58,9 +58,6 @@ class Cascade:
     saved: int
 
 
-Decide = Callable[[FusedKernel], Decision]
-
-
 class Planner:
     """Finds cascades of a program.
 
@@ -81,13 +78,23 @@ class Planner:
         self.program, self.target, self.arena, self.working = program, target, arena, working
         self._viewed = {program.root(v) for v in program.views}
         self._known: dict[Any, tuple[Decision, Footprint] | None] = {}
+        self._cascades: dict[tuple[int, int], Cascade | None] = {}
         self._outside = self._left_outside()
 
-    def plan(self) -> list[Cascade]:
-        """Return cascades that do not overlap and save as much as possible, in order."""
+    def plan(self, longest: int) -> list[Cascade]:
+        """Return cascades that do not overlap and save as much as possible, in order.
+
+        Of several that save as much, long ones: they do more of what takes DRAM and of what takes
+        products at the same time.
+
+        Parameters
+        ----------
+        longest : int
+            Kernels of a cascade at most.
+        """
         found: list[Cascade] = []
         for first, end in self._runs():
-            found += self._best(first, end)
+            found += self._best(first, end, longest)
         return found
 
     def _left_outside(self) -> set[Any]:
@@ -111,13 +118,15 @@ class Planner:
     def _may_take_turns(item: Item) -> bool:
         return item.call is None and item.kernel is not None and can_run_by_bands(item.kernel)
 
-    def _best(self, first: int, end: int) -> list[Cascade]:
+    def _best(self, first: int, end: int, longest: int) -> list[Cascade]:
         """Return the cascades among these items that save most altogether."""
         best: list[tuple[int, tuple[Cascade, ...]]] = [(0, ())]
         ending: dict[int, list[Cascade]] = {}
         for begin in range(first, end - 1):
-            for last in range(begin + 1, min(begin + LONGEST, end)):
-                cascade = self.cascade(begin, last)
+            for last in range(begin + 1, min(begin + longest, end)):
+                if (begin, last) not in self._cascades:
+                    self._cascades[begin, last] = self.cascade(begin, last)
+                cascade = self._cascades[begin, last]
                 if cascade is None:
                     break
                 ending.setdefault(last, []).append(cascade)
@@ -126,7 +135,7 @@ class Planner:
             for cascade in ending.get(index, []):
                 saved, before = best[cascade.first - first]
                 choices.append((saved + cascade.saved, (*before, cascade)))
-            best.append(max(choices, key=lambda c: c[0]))
+            best.append(max(choices, key=lambda c: (c[0], _links(c[1]))))
         return list(best[-1][1])
 
     def cascade(self, first: int, last: int) -> Cascade | None:
@@ -156,7 +165,12 @@ class Planner:
         }
 
     def _with_bands(
-        self, first: int, items: Sequence[Item], passing: Mapping[Any, Value], part: float, ahead: int
+        self,
+        first: int,
+        items: Sequence[Item],
+        passing: Mapping[Any, Value],
+        part: float,
+        ahead: int,
     ) -> Cascade | None:
         """Return the cascade whose bands are this part of a plane each, if it fits."""
         stages, decisions = [], []
@@ -189,9 +203,7 @@ class Planner:
         if needed > end - begin:
             return None
         saved = sum(
-            value.nbytes * (1 + value.readers)
-            for v, value in passing.items()
-            if v in self._outside
+            value.nbytes * (1 + value.readers) for v, value in passing.items() if v in self._outside
         )
         last = first + len(items) - 1
         return Cascade(first, last, tuple(turns), tuple(decisions), rings, saved)
@@ -206,9 +218,11 @@ class Planner:
         return self._known[key]
 
 
-def by_bands(
-    kernel: FusedKernel, rows: int, target: Target
-) -> tuple[Decision, Footprint] | None:
+def _links(cascades: Sequence[Cascade]) -> int:
+    return sum(c.last - c.first for c in cascades)
+
+
+def by_bands(kernel: FusedKernel, rows: int, target: Target) -> tuple[Decision, Footprint] | None:
     """Return a decision with tiles of so many rows and what it takes; None if none fits.
 
     Parameters

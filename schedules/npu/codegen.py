@@ -373,9 +373,7 @@ def _allocate_together(runs: Sequence[_Kernel], limits: tuple[int, int]) -> None
                 first += size
             else:
                 passing.append((run, buffer, size))
-    widest = max(
-        (sum(size for own, _, size in passing if own is run) for run in runs), default=0
-    )
+    widest = max((sum(size for own, _, size in passing if own is run) for run in runs), default=0)
     if first + widest > last:
         raise CompileError(
             f"cascade from kernel {runs[0].name} to {runs[-1].name}: constants and tiles take "
