@@ -111,10 +111,12 @@ def order_of_bands(stages: Sequence[Stage], ahead: int) -> list[Turn]:
     def advance(number: int, bands: int) -> None:
         stage = stages[number]
         for band in range(done[number], min(bands, stage.bands)):
-            for key, (first, end) in stage.read(min(band + ahead, stage.bands - 1)):
-                maker = makers.get(key)
-                if maker is not None and first < end:
-                    advance(maker, ceil_div(end, stages[maker].rows))
+            # Not the last of these alone: it may read nothing, such as padding.
+            for reader in range(band, min(band + ahead + 1, stage.bands)):
+                for key, (first, end) in stage.read(reader):
+                    maker = makers.get(key)
+                    if maker is not None and first < end:
+                        advance(maker, ceil_div(end, stages[maker].rows))
             turns.append((number, band))
             done[number] = band + 1
 

@@ -35,13 +35,16 @@ class Recorder:
         self.commands = []
         self.tensors = {}  # key → memory, start, end, bytes that were written
         self.written = set()  # whatever was: (memory, byte)
+        self.passing = set()  # keys of tensors whose bytes are written again
 
-    def declare(self, key, memory, start, end):
+    def declare(self, key, memory, start, end, passing=False):
         for old, (where, first, last, _) in list(self.tensors.items()):
             if where == memory and first < end and start < last:
                 del self.tensors[old]
         self.tensors[key] = (memory, start, end, set())
-        self.hazards.declare(key, memory, start, end)
+        self.hazards.declare(key, memory, start, end, passing)
+        if passing:
+            self.passing.add(key)
 
     def command(self, engine, reads, writes):
         waits = self.hazards.command(engine, reads, writes)
@@ -94,7 +97,7 @@ def programs(draw):
         if not recorder.tensors or draw(st.integers(0, 3)) == 0:
             count += 1
             memory = draw(st.sampled_from(["dram", "sram"]))
-            recorder.declare(f"t{count}", memory, *span(draw, 0, TENSORS))
+            recorder.declare(f"t{count}", memory, *span(draw, 0, TENSORS), draw(st.booleans()))
             continue
         reads, writes = [], []
         for accesses in (reads, writes):
@@ -115,10 +118,10 @@ def drawn_access(draw, recorder, written):
     _, start, end, done = recorder.tensors[key]
     access = Access(key, *span(draw, start, end))
     touched = set(range(access.start, access.end))
-    # Every byte of a tensor is written once, and then read.
+    # Every byte of a tensor is written, and then read; of most tensors it is written once.
     if not written:
         return [access] if touched <= done else []
-    if touched & done:
+    if touched & done and key not in recorder.passing:
         return []
     done |= touched
     return [access]
@@ -186,6 +189,21 @@ def test_a_reader_waits_for_the_part_of_a_tensor_that_it_reads():
     assert hazards.command(Engine.LOAD, [Access("t", 25, 35)], []) == ((Engine.STORE, 2),)
     assert hazards.command(Engine.LOAD, [Access("t", 5, 15)], []) == ()
     assert hazards.command(Engine.LOAD, [Access("t", 5, 45)], []) == ((Engine.STORE, 3),)
+
+
+def test_a_circular_buffer_is_written_again_once_its_rows_were_read():
+    hazards = Hazards()
+    hazards.declare("t", "sram", 0, 40, passing=True)
+    for start in (0, 20):
+        hazards.command(Engine.VECTOR, [], [Access("t", start, start + 20)])
+    assert hazards.command(Engine.MATRIX, [Access("t", 0, 20)], []) == ((Engine.VECTOR, 1),)
+    assert hazards.command(Engine.MATRIX, [Access("t", 20, 40)], []) == ((Engine.VECTOR, 2),)
+    assert hazards.command(Engine.VECTOR, [], [Access("t", 0, 20)]) == ((Engine.MATRIX, 1),)
+    hazards.declare("next", "sram", 30, 50)
+    assert hazards.command(Engine.LOAD, [], [Access("next", 30, 50)]) == (
+        (Engine.MATRIX, 2),
+        (Engine.VECTOR, 3),
+    )
 
 
 def test_after_a_drain_nothing_waits_for_what_came_before():

@@ -63,6 +63,15 @@ def test_vector():
     assert "[sram 0x40 1x1x4 f16 (+8 +8)]" in command_text(many)
 
 
+def test_circular_buffers():
+    circular = replace(vector().operands[1], ring=5, top=3)
+    text = command_text(replace(vector(), operands=(circular,)))
+    assert text.endswith(") ring 5 from 3]")
+    products = matrix(4, 8, 16, 32, taps=(3, 3))
+    text = command_text(replace(products, source=replace(products.source, ring=6, top=2)))
+    assert "c8 (+256 +32) ring 6 from 2 from (-1,-1)" in text
+
+
 def test_vector_programs():
     assert list(vector_program_lines(REQUANTIZE)) == [
         "%0 = read operand 0",

@@ -38,7 +38,7 @@ pairs = st.tuples(u32, u32)
 waits = st.lists(st.tuples(st.sampled_from(Engine), u32), max_size=4).map(tuple)
 kernels = st.integers(0, 2)
 transfer = (st.integers(0, 2**64 - 1), u32, u32, u32, u32, i64, i64, i32, i32, waits, kernels)
-planes = st.builds(Plane, u32, u32, u32, u32, u32, u32, u32, codes)
+planes = st.builds(Plane, u32, u32, u32, u32, u32, u32, u32, codes, u32, u32)
 matrices = st.builds(
     Matrix, planes, u32, codes, st.tuples(st.integers(2, 8), st.integers(2, 8)), u32, u32, u32,
     st.tuples(i32, i32), pairs, pairs, st.tuples(i32, i32), st.booleans(), u32, st.booleans(),
@@ -46,7 +46,7 @@ matrices = st.builds(
 )  # fmt: skip
 memories = st.sampled_from(("sram", "acc", "dram"))
 formats = st.sampled_from(("i32", "f32", "f16", "c2", "c4", "c8", "u8"))
-operands = st.builds(Operand, memories, formats, u32, u32, u32, u32, u32, u32)
+operands = st.builds(Operand, memories, formats, u32, u32, u32, u32, u32, u32, u32, u32)
 vectors = st.builds(
     Vector, st.integers(0, 1), u32, u32, u32, st.lists(operands, max_size=4).map(tuple),
     st.tuples(i32, i32, i32), st.tuples(i32, i32), waits, kernels,
