@@ -44,6 +44,7 @@ def run_phases(
     observe: Observer | None = None,
     decide: Decider | None = None,
     state_memory: str = "auto",
+    cascades: bool | str = False,
 ) -> Lowered:
     """Partition → fuse → lower a calibrated module; for an NPU, to its commands.
 
@@ -57,6 +58,9 @@ def run_phases(
         Takes the decision about every kernel; the target's rules by default.
     state_memory : str
         Of an NPU: where it keeps state (`resq_tvm.passes.npu.lower.lower_npu`).
+    cascades : bool or str
+        Of an NPU: whether kernels take turns band by band of rows; ``"auto"``: where that is
+        faster in the simulator.
 
     Raises
     ------
@@ -76,7 +80,10 @@ def run_phases(
             decide=decide,
             observe=observe,
             state_memory=state_memory,
+            cascades=cascades,
         )
+    if cascades:
+        raise CompileError(f"cascades are for NPUs, and {target.name} is none; leave them out")
     if state_memory != "auto":
         raise CompileError(
             f"state memory {state_memory!r}: target {target.name} has but one memory; leave it out"

@@ -55,6 +55,7 @@ def compile(
     output: str | Path | None = None,
     state_dtype: str = "float16",
     state_memory: str = "auto",
+    cascades: bool | str = False,
     frame_program: bool = True,
     database: str | PathLike[str] = "shipped",
     device: str | None = None,
@@ -79,6 +80,9 @@ def compile(
         ``"float16"`` or ``"float32"``: how keyframe state is stored.
     state_memory : str
         Of an NPU: ``"sram"`` or ``"dram"`` keeps state there, ``"auto"`` leaves it to the planner.
+    cascades : bool or str
+        Of an NPU: kernels take turns band by band of rows, so that tensors between them need not
+        leave the chip. ``"auto"``: where that takes fewer simulated cycles; compiling takes longer.
     frame_program : bool
         Give an artifact that chooses bits a third program, ``frame``: a frame on its own without
         state, for frames on which residuals do not pay. Other artifacts have none, nor has an
@@ -119,6 +123,7 @@ def compile(
         preset,
         state_dtype=state_dtype,
         state_memory=state_memory,
+        cascades=cascades,
         frame_program=frame_program,
         database=database,
         device=device,
@@ -143,6 +148,7 @@ def build(
     *,
     state_dtype: str = "float16",
     state_memory: str = "auto",
+    cascades: bool | str = False,
     frame_program: bool = True,
     database: str | PathLike[str] = "shipped",
     device: str | None = None,
@@ -163,6 +169,7 @@ def build(
         preset,
         state_dtype=state_dtype,
         state_memory=state_memory,
+        cascades=cascades,
         frame_program=frame_program,
         decide=decide,
         observe=dump_to(Path(dump)) if dump is not None else None,
@@ -197,7 +204,8 @@ def build(
         "kernels": [_kernel(r) for r in lowered.kernels.values()],
         "opaque": lowered.opaque,
         "bops": report.totals(),
-        "options": {**qnet.options, "state_dtype": state_dtype},
+        "options": {**qnet.options, "state_dtype": state_dtype}
+        | ({"cascades": cascades} if cascades else {}),
     }
     kernels = tunable_kernels(lowered, preset, qnet.period)
     return Compiled(executable, lowered.params, info, lowered, kernels, preset)
@@ -209,6 +217,7 @@ def lower_network(
     *,
     state_dtype: str = "float16",
     state_memory: str = "auto",
+    cascades: bool | str = False,
     frame_program: bool = True,
     decide: Decider | None = None,
     observe: Observer | None = None,
@@ -219,7 +228,7 @@ def lower_network(
     ----------
     qnet : QuantizedNetwork
     target : Target
-    state_dtype, state_memory, frame_program
+    state_dtype, state_memory, cascades, frame_program
         As of `compile`.
     decide : callable, optional
         Takes the decision about every kernel; the target's rules by default.
@@ -256,6 +265,7 @@ def lower_network(
         observe=observe,
         decide=decide,
         state_memory=state_memory,
+        cascades=cascades,
     )
     if not frame_program or not dynamic or target.npu is not None:
         return lowered, None

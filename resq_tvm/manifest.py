@@ -113,8 +113,8 @@ class LayerEntry(_Open):
 class KernelEntry(_Open):
     """One kernel of ours: where it runs, what it is, and who decided about its schedule.
 
-    ``origin`` is ``"heuristic"``, ``"record TASK"`` (a measurement), or ``"only"`` (there is but
-    one schedule).
+    ``origin`` is ``"heuristic"``, ``"record TASK"`` (a measurement), ``"only"`` (there is but
+    one schedule), or ``"cascade"`` (it takes turns with its neighbours, on an NPU).
     """
 
     name: str

@@ -26,7 +26,8 @@ class Chosen:
     ----------
     decision : Decision
     origin : str
-        ``"heuristic"``, ``"record TASK"`` (a measurement), or ``"only"`` (there is no other).
+        ``"heuristic"``, ``"record TASK"`` (a measurement), ``"only"`` (there is no other), or
+        ``"cascade"`` (bands of rows, on an NPU: `resq_tvm.passes.npu.cascade`).
     """
 
     decision: Decision

@@ -55,6 +55,13 @@ def compile(
         str,
         typer.Option("--state-memory", help="NPUs: where state lies: 'sram', 'dram' or 'auto'."),
     ] = "auto",
+    cascades: Annotated[
+        bool,
+        typer.Option(
+            help="NPUs: let kernels take turns by bands of rows where the simulator finds that "
+            "faster; compiling takes longer.",
+        ),
+    ] = False,
     override: Override = None,
     first_last: FirstLast = None,
     granularity: Granularity = "channel",
@@ -128,6 +135,7 @@ def compile(
         input_shape=input_shape,
         state_dtype=state_dtype,
         state_memory=state_memory,
+        cascades=cascades,
         override=override,
         first_last=first_last,
         granularity=granularity,
@@ -160,6 +168,8 @@ def compile(
             f"budget {budget!r} is a time, and target {preset.name}'s kernels cannot be timed "
             "here; use '40 % work'"
         )
+    if cascades and preset.npu is None:
+        raise ConfigError(f"--cascades is for NPUs, and {preset.name} is none; leave it out")
     if preset.npu is None:
         decider(preset, database, device=device, threads=tuned_threads)
 
@@ -201,6 +211,7 @@ def compile(
             output=output,
             state_dtype=state_dtype,
             state_memory=state_memory,
+            cascades="auto" if cascades else False,
             frame_program=frame_program,
             database=database,
             device=device,
