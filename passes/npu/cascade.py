@@ -22,16 +22,14 @@ from resq_tvm.schedules.npu.bands import (
     rows_between,
 )
 from resq_tvm.schedules.npu.context import ALIGNMENT
-from resq_tvm.schedules.npu.emit import Footprint, footprint
-from resq_tvm.schedules.npu.tensors import channel_bytes, format_of
-from resq_tvm.schedules.spec import Conv, FusedKernel, TensorSpec
-from resq_tvm.targets.npu.commands import format_bits
-from resq_tvm.targets.npu.description import Npu
+from resq_tvm.schedules.npu.emit import Footprint
+from resq_tvm.schedules.npu.rules import decide_bands
+from resq_tvm.schedules.npu.tensors import channel_bytes
+from resq_tvm.schedules.spec import FusedKernel, TensorSpec
 from resq_tvm.targets.preset import Target
 
 LENGTHS: Final = (16, 4, 8, 32)  # most kernels of a cascade; the first one unless it is measured
 _ROWS: Final = (16, 8, 4, 2, 1)  # of a band of the kernel with the most rows
-_BLOCKS: Final = 4  # of output channels of a tile at most
 
 
 @dataclass(frozen=True)
@@ -214,54 +212,12 @@ class Planner:
         """Return how a kernel runs by bands and what it takes; None if it cannot."""
         key = (index, rows, inside)
         if key not in self._known:
-            self._known[key] = by_bands(_resident(kernel, inside), rows, self.target)
+            self._known[key] = decide_bands(_resident(kernel, inside), rows, self.target)
         return self._known[key]
 
 
 def _links(cascades: Sequence[Cascade]) -> int:
     return sum(c.last - c.first for c in cascades)
-
-
-def by_bands(kernel: FusedKernel, rows: int, target: Target) -> tuple[Decision, Footprint] | None:
-    """Return a decision with tiles of so many rows and what it takes; None if none fits.
-
-    Parameters
-    ----------
-    kernel : FusedKernel
-    rows : int
-    target : Target
-        An NPU.
-    """
-    assert target.npu is not None
-    blocks = ceil_div(kernel.c, target.npu.matrix.outputs)
-    is_conv = isinstance(kernel.anchor, Conv)
-    decision = Decision(
-        "bands", "matrix" if is_conv else "vector", rows, kernel.w,
-        min(blocks, _BLOCKS) if is_conv else blocks, inner_o=True, parallel=False,
-    )  # fmt: skip
-    narrowest = _least_blocks(kernel, target.npu) if is_conv else blocks
-    while True:
-        taken = footprint(kernel, decision, target)
-        if taken is not None:
-            return decision, taken
-        if decision.tile_o > narrowest:
-            decision = replace(decision, tile_o=ceil_div(decision.tile_o, 2))
-        elif decision.tile_x > target.npu.matrix.pixels:
-            decision = replace(decision, tile_x=ceil_div(decision.tile_x, 2))
-        elif is_conv and decision.tile_o > 1:
-            decision = replace(decision, tile_o=ceil_div(decision.tile_o, 2))
-        else:
-            return None
-
-
-def _least_blocks(kernel: FusedKernel, npu: Npu) -> int:
-    """Return the blocks of output channels of which a pixel is a whole burst of the DRAM."""
-    least = 1
-    for spec in (*kernel.inputs, *kernel.outputs):
-        if spec.memory != "sram" and spec.c == kernel.c:
-            channels = ceil_div(8 * npu.dram.burst_bytes, format_bits(format_of(spec)))
-            least = max(least, ceil_div(channels, npu.matrix.outputs))
-    return min(least, ceil_div(kernel.c, npu.matrix.outputs))
 
 
 def _resident(kernel: FusedKernel, names: frozenset[str]) -> FusedKernel:

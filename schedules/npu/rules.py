@@ -8,8 +8,11 @@ from resq_tvm.errors import CompileError
 from resq_tvm.schedules.context import ceil_div
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.npu.context import working_bytes
-from resq_tvm.schedules.npu.emit import fits
+from resq_tvm.schedules.npu.emit import Footprint, fits, footprint
+from resq_tvm.schedules.npu.tensors import format_of
 from resq_tvm.schedules.spec import Conv, FusedKernel, phase_plane
+from resq_tvm.targets.npu.commands import format_bits
+from resq_tvm.targets.npu.description import Npu
 from resq_tvm.targets.preset import Target
 
 MATRIX, VECTOR = "matrix", "vector"  # methods
@@ -64,3 +67,47 @@ def decide_npu(kernel: FusedKernel, target: Target) -> Decision:
                 f"{npu.matrix.accumulator_bytes} of accumulators); use a machine with more memory"
             )
     return decision
+
+
+def decide_bands(
+    kernel: FusedKernel, rows: int, target: Target
+) -> tuple[Decision, Footprint] | None:
+    """Return a decision with tiles of so many rows and what it takes; None if none fits.
+
+    Parameters
+    ----------
+    kernel : FusedKernel
+    rows : int
+    target : Target
+        An NPU.
+    """
+    assert target.npu is not None
+    blocks = ceil_div(kernel.c, target.npu.matrix.outputs)
+    is_conv = isinstance(kernel.anchor, Conv)
+    decision = Decision(
+        "bands", "matrix" if is_conv else "vector", rows, kernel.w,
+        min(blocks, _BLOCKS) if is_conv else blocks, inner_o=True, parallel=False,
+    )  # fmt: skip
+    narrowest = _least_blocks(kernel, target.npu) if is_conv else blocks
+    while True:
+        taken = footprint(kernel, decision, target)
+        if taken is not None:
+            return decision, taken
+        if decision.tile_o > narrowest:
+            decision = replace(decision, tile_o=ceil_div(decision.tile_o, 2))
+        elif decision.tile_x > target.npu.matrix.pixels:
+            decision = replace(decision, tile_x=ceil_div(decision.tile_x, 2))
+        elif is_conv and decision.tile_o > 1:
+            decision = replace(decision, tile_o=ceil_div(decision.tile_o, 2))
+        else:
+            return None
+
+
+def _least_blocks(kernel: FusedKernel, npu: Npu) -> int:
+    """Return the blocks of output channels of which a pixel is a whole burst of the DRAM."""
+    least = 1
+    for spec in (*kernel.inputs, *kernel.outputs):
+        if spec.memory != "sram" and spec.c == kernel.c:
+            channels = ceil_div(8 * npu.dram.burst_bytes, format_bits(format_of(spec)))
+            least = max(least, ceil_div(channels, npu.matrix.outputs))
+    return min(least, ceil_div(kernel.c, npu.matrix.outputs))

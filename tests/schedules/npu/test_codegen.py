@@ -9,8 +9,9 @@ from tvm import tirx
 
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.npu.codegen import Assembler, Place, number_of
+from resq_tvm.schedules.npu.codegen import Assembler, Place
 from resq_tvm.schedules.npu.emit import emit_npu
+from resq_tvm.schedules.npu.expressions import number_of
 from resq_tvm.schedules.npu.intrinsics import extent, least, most
 from resq_tvm.schedules.npu.single import ENTRY, single
 from resq_tvm.targets.npu.commands import Load, Matrix, Store, Transfer, Vector
