@@ -15,7 +15,7 @@ from resq_tvm.targets.npu.commands import Load, Matrix, Store, Vector
 from resq_tvm.targets.npu.stream_file import from_bytes, to_bytes
 from resq_tvm.targets.npu.timing import simulate
 from resq_tvm.targets.preset import get_target
-from tests.graphs import annotated, frames
+from tests.graphs import annotated, frames, with_policy
 from tests.passes.npu.harness import SCHEMES, check_exact, exact_network, network, op, tall_network
 from tests.passes.npu.test_lower import conv
 from tests.schedules.npu.harness import machine
@@ -68,7 +68,7 @@ def test_tall_networks_agree_in_every_bit(seed):
     )  # fmt: skip
     device = check_exact(
         mod, target, frames(mod, 2, seed), state_dtype=("float16", "float32")[seed // 3 % 2],
-        cascades=True,
+        state_memory=("auto", "dram")[seed % 2], cascades=True,
     )  # fmt: skip
     stream = device.lowered.stream
     assert any(rings_of(stream, name) for name in stream.programs)
@@ -81,6 +81,18 @@ def test_networks_of_many_operators_agree_whether_or_not_something_cascades(seed
         mod, machine(sram=32_000, accumulators=4000), frames(mod, 2, seed), state_dtype="float16",
         cascades="auto",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "gate", [None, {"scale": 0.02, "threshold": 500.0, "block": 4, "reach": 1}]
+)
+@pytest.mark.parametrize("seed", [3, 11])
+def test_layers_that_choose_bits_run_between_cascades(seed, gate):
+    mod = with_policy(annotated(tall_network(seed, 10), "W8A8->W8A{0,4,8}"), 0.5, gate)
+    device = check_exact(
+        mod, machine(sram=48_000), frames(mod, 2, seed), state_dtype="float16", cascades=True
+    )
+    assert "cascade" in {r.origin for r in device.lowered.kernels.values()}
 
 
 def test_what_fits_whole_needs_no_cascade():

@@ -90,6 +90,17 @@ def test_where_state_lies(memory: str, tmp_path: Path) -> None:
     assert_same(network, artifact, tmp_path)
 
 
+@pytest.mark.parametrize("cascades", [True, "auto"])
+def test_cascades_change_no_value(cascades: bool | str, tmp_path: Path) -> None:
+    network = static("W8A8->W4A4")
+    artifact = compiler.compile(network, "npu-micro", output=tmp_path / "n.resq", cascades=cascades)
+    assert artifact.manifest.options["cascades"] == cascades
+    origins = {k.origin for k in artifact.manifest.kernels}
+    assert origins <= {"cascade", "heuristic"} and (cascades == "auto" or "cascade" in origins)
+    assert simulate(artifact.path).keyframe.summary()["cycles"] > 0
+    assert_same(network, artifact, tmp_path)
+
+
 def test_reports_of_a_network(tmp_path: Path) -> None:
     artifact = compiler.compile(static("W8A8->W4A4"), "npu-micro", output=tmp_path / "n.resq")
     assert artifact.program is not None and not chooses_bits(artifact.program)
@@ -188,6 +199,8 @@ def test_what_cannot_be_compiled(tmp_path: Path) -> None:
         compiler.compile(static("W8A8->W8A8", "recurrent"), "npu-micro")
     with pytest.raises(CompileError, match="state memory 'sram': target x86-generic has but one"):
         compiler.compile(static("W8A8"), "x86-generic", state_memory="sram")
+    with pytest.raises(CompileError, match="cascades are for NPUs, and x86-generic is none"):
+        compiler.compile(static("W8A8"), "x86-generic", cascades=True)
     with pytest.raises(CompileError, match="has no kernel scheme 'smull'"):
         compiler.compile(static("W8A8"), "npu-micro", arm_kernels="smull")
     with pytest.raises(TargetError, match="'npu-micro' is simulated: its kernels cannot be timed"):

@@ -6,8 +6,8 @@ import pytest
 
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.npu.emit import fits
-from resq_tvm.schedules.npu.rules import decide_npu
+from resq_tvm.schedules.npu.emit import fits, footprint
+from resq_tvm.schedules.npu.rules import decide_bands, decide_npu
 from resq_tvm.schedules.npu.single import ENTRY, single
 from resq_tvm.schedules.spec import FusedKernel, GlobalMean, Node, Store, Walk
 from resq_tvm.targets.npu.commands import Load, Matrix, Transfer, Vector
@@ -119,3 +119,28 @@ def test_tiles_are_at_least_four_so_that_transfers_overlap_with_work(rng):
         made = single(kernel, decide_npu(kernel, machine(sram=1 << 22)), machine(sram=1 << 22))
         count = sum(isinstance(c, Vector) for c in made.stream.programs[ENTRY].commands)
         assert count >= 4
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+@pytest.mark.parametrize("accumulators", [5000, 1 << 14, 1 << 18])
+def test_bands_have_the_rows_that_are_asked_for_and_are_right(rng, rows, accumulators):
+    kernel, target = layer(rng), machine(sram=1 << 18, accumulators=accumulators)
+    decision, taken = decide_bands(kernel, rows, target)
+    assert decision.tile_y == rows and decision.inner_o
+    assert taken == footprint(kernel, decision, target) and taken.kept > 0 < taken.passing
+    check(kernel, target, rng, decision=decision)
+
+
+def test_bands_need_room_for_all_weights(rng):
+    kernel = layer(rng)
+    weights = kernel.anchor.weight.size
+    assert decide_bands(kernel, 1, machine(sram=2 * weights)) is None
+    decision, taken = decide_bands(kernel, 1, machine(sram=8 * weights))
+    assert weights <= taken.kept < 2 * weights
+    split = Decision("t", "matrix", 1, decision.tile_x, decision.tile_o, inner_o=False)
+    assert footprint(kernel, split, machine(sram=8 * weights)) is None
+
+
+def test_a_walk_in_bands_keeps_nothing():
+    decision, taken = decide_bands(walk(40, 30, 8), 3, machine(sram=1 << 16))
+    assert decision.tile_y == 3 and taken.kept == 0 < taken.passing
