@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from resq_tvm.errors import CompileError
+from resq_tvm.passes.npu.cascade import Cascade, place_cascades
 from resq_tvm.passes.npu.lower import lower_npu
+from resq_tvm.passes.npu.memory import Arena, Value
 from resq_tvm.schedules.npu.context import working_bytes
+from resq_tvm.schedules.spec import TensorSpec
 from resq_tvm.targets.npu.commands import Load, Matrix, Store, Vector
 from resq_tvm.targets.npu.stream_file import from_bytes, to_bytes
 from resq_tvm.targets.npu.timing import simulate
@@ -161,3 +165,21 @@ def test_frames_differ_after_a_cascade():
     )
     first, second = frames(mod, 2, 5)
     assert not np.array_equal(device.frame(0, first)[0], device.frame(0, second)[0])
+
+
+def test_what_a_cascade_makes_or_reads_is_there_from_its_first_kernel_to_its_last():
+    spec = TensorSpec("t", 20, 4, 2, "float32", 2)
+    values = {
+        "before": Value(spec, 0, 1), "read": Value(spec, 1, 3), "ring": Value(spec, 3, 4),
+        "inside": Value(spec, 4, 5), "kept": Value(spec, 4, 8), "behind": Value(spec, 6, 7),
+    }  # fmt: skip
+    cascade = Cascade(2, 5, (), (), {"ring": 3, "inside": 20}, 0)
+    place_cascades(SimpleNamespace(values=values), [cascade], Arena(0, 4096))
+    assert {n: (v.first, v.last) for n, v in values.items()} == {
+        "before": (0, 1), "read": (1, 5), "ring": (2, 5),
+        "inside": (2, 5), "kept": (2, 8), "behind": (6, 7),
+    }  # fmt: skip
+    assert (values["ring"].spec.ring, values["ring"].nbytes) == (3, 3 * 4 * 2 * 4)
+    assert (values["inside"].spec.ring, values["inside"].nbytes) == (0, 20 * 4 * 2 * 4)
+    assert {values[n].address for n in ("ring", "inside")} == {0, 128}
+    assert all(v.address < 0 for n, v in values.items() if n not in cascade.rings)

@@ -14,6 +14,7 @@ from resq_tvm.targets.npu.codes import code_range
 from resq_tvm.targets.npu.commands import (
     Matrix,
     Operand,
+    Plane,
     Program,
     Step,
     Store,
@@ -21,7 +22,7 @@ from resq_tvm.targets.npu.commands import (
     Vector,
     ring_runs,
 )
-from resq_tvm.targets.npu.races import races
+from resq_tvm.targets.npu.races import races, spans
 from tests.targets.npu.machines import Bench, plane_of, whole
 
 COPY = (Step("read"), Step("write", (0,), index=1))
@@ -122,3 +123,19 @@ def test_a_race_in_the_part_that_wraps_is_found():
             "npu-micro", ("k",), programs, {}, 64, {"p": Program("p", (), (), (), items)}
         )
         assert bool(races(stream, stream.programs["p"])) == clash
+
+
+@given(ring=st.integers(1, 6), top=st.integers(0, 5), origin=st.integers(-2, 4), data=st.data())
+def test_products_touch_the_rows_that_their_taps_reach(ring, top, origin, data):
+    rows = data.draw(st.integers(1, ring))
+    plane = Plane(100, rows, 4, 0, 2, 8, 2, 8, ring, top % ring)
+    command = Matrix(
+        plane, 0, 8, (8, 8), 2, 4, 1, (origin, 0), (1, 1), (2, 1), (1, 1), False, 0
+    )  # fmt: skip
+    touched = {
+        (span.address - 100) // 8 + row
+        for span in list(spans(command, ()))[:-2]  # the last ones are weights and accumulators
+        for row in range(span.rows)
+    }
+    reached = {row for row in range(origin, origin + 3) if 0 <= row < rows}
+    assert touched == {(top + row) % ring for row in reached}
