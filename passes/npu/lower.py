@@ -23,6 +23,7 @@ from resq_tvm.passes.lower import KernelRecord, Lowered
 from resq_tvm.passes.npu.assemble import Emitted, ProgramWriter
 from resq_tvm.passes.npu.items import Item, ProgramItems
 from resq_tvm.passes.npu.memory import Arena, keep_on_chip, spill
+from resq_tvm.passes.npu.support import absent_operators
 from resq_tvm.passes.partition import Partition
 from resq_tvm.schedules.choice import Decider, by_rules
 from resq_tvm.schedules.npu.codegen import Place
@@ -84,7 +85,8 @@ def lower_npu(
     partition: Any = Partition(state_dtype, False)
     mod = partition(mod)
     see("partitioned", mod)
-    fuse: Any = FuseKernels()
+    assert target.npu is not None
+    fuse: Any = FuseKernels(absent_operators(target.npu))
     mod = fuse(mod)
     see("fused", mod)
     lowered = _Lowering(mod, target, decide or by_rules(target), state_memory).run()

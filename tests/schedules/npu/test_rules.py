@@ -62,6 +62,17 @@ def test_tiles_shrink_with_the_accumulators_and_stay_right(rng):
     assert areas == sorted(areas, reverse=True) and areas[0] > 4 * areas[-1]
 
 
+def test_accumulators_are_handed_out_in_whole_bursts(rng):
+    """31 pixels of 8 sums are 992 bytes, which take 1024."""
+    anchor = conv_anchor(rng, (4,), 8)
+    kernel = residual_kernel(rng, anchor, (codes("x0", 1, 31, 4),), 1, 31)
+    whole = Decision("whole", "matrix", 1, 31, 1, parallel=False)
+    for accumulators, there in ((1000, False), (1024, True)):
+        target = machine(accumulators=accumulators)
+        assert fits(kernel, whole, target) == there
+        check(kernel, target, rng, decision=whole if there else None)
+
+
 def _inside(made, target):
     """Check that tiles take the upper half of SRAM alone, and accumulators what there is."""
     npu = target.npu
