@@ -11,15 +11,8 @@ from resq_tvm.schedules.npu.rules import decide_npu
 from resq_tvm.schedules.npu.single import ENTRY, single
 from resq_tvm.schedules.spec import FusedKernel, GlobalMean, Node, Store, Walk
 from resq_tvm.targets.npu.commands import Load, Matrix, Transfer, Vector
-from tests.schedules.npu.harness import (
-    CODE,
-    check,
-    codes,
-    conv_anchor,
-    floats,
-    machine,
-    residual_kernel,
-)
+from tests.schedules.npu.harness import check, machine
+from tests.schedules.npu.kernels import CODE, codes, conv_anchor, floats, residual_kernel
 
 
 def layer(rng, h=16, w=24, c=32, out=40):
