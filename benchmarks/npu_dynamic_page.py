@@ -322,7 +322,7 @@ def _verdict(found: BreakEven) -> str:
 def _paying(share: float | None) -> str:
     if share is None:
         return "always"
-    return "never" if share == 0 else f"up to {_percent(share)} replaced"
+    return "never" if share == 0 else f"up to {share:.1%} replaced"
 
 
 # --- drive --------------------------------------------------------------------------------------
