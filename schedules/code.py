@@ -137,6 +137,17 @@ class Code:
             )
 
     @contextmanager
+    def group(self, name: str = "g") -> Iterator[None]:
+        """Nest what follows in a loop that runs once: a statement of its own."""
+        self._scopes.append([])
+        yield
+        body = self._scopes.pop()
+        var, one = tirx.Var(self._fresh(name), "int32"), tirx.const(1)
+        self._scopes[-1].append(
+            tirx.For(var, tirx.const(0), one, tirx.ForKind.SERIAL, tirx.stmt_seq(*body))
+        )
+
+    @contextmanager
     def steady_loop(self, extent: int, name: str = "k") -> Iterator[Expr]:
         """Nest what follows in a loop that LLVM for ARM does not unroll.
 

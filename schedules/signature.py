@@ -148,5 +148,7 @@ def digest(text: str) -> str:
 
 
 def _tensor(spec: TensorSpec) -> list[Any]:
-    npu = [spec.bits, spec.memory] if spec.bits or spec.memory else []
+    npu: list[Any] = [spec.bits, spec.memory] if spec.bits or spec.memory else []
+    if spec.ring:
+        npu.append(spec.ring)
     return [spec.dtype, spec.h, spec.w, spec.c, spec.c_phys, list(spec.halo), *npu]

@@ -66,6 +66,7 @@ class TensorSpec:
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, left, bottom, right
     bits: int = 0  # of a code in memory, on NPUs; 0: the dtype's
     memory: str = ""  # "sram": it stays there, on NPUs
+    ring: int = 0  # rows of the circular buffer that it goes through there; 0: all of it is there
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -22,6 +22,8 @@ op = relax.op
 class NetworkBuilder:
     """Draws operators over a pool of 4-D values."""
 
+    planes = ((5, 7), (8, 8), (9, 13))  # rows and columns of inputs
+
     def __init__(self, seed: int, layers_only: bool = False) -> None:
         self.random = Random(seed)
         self.rng = np.random.default_rng(seed)
@@ -177,7 +179,7 @@ class NetworkBuilder:
         return self.activation()
 
     def build(self, operators: int) -> tvm.IRModule:
-        h, w = self.random.choice([(5, 7), (8, 8), (9, 13)])
+        h, w = self.random.choice(self.planes)
         c = self.random.choice([3, 4, 16])
         x = relax.Var("x", relax.TensorType((1, h, w, c), "float32"))
         choices = [

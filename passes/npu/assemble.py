@@ -9,9 +9,10 @@ from typing import Any
 from tvm import relax
 
 from resq_tvm.passes.graph import op_name, shape_of
+from resq_tvm.passes.npu.cascade import Cascade
 from resq_tvm.passes.npu.host import kernel_function, operator_function
 from resq_tvm.passes.npu.items import Item, ProgramItems
-from resq_tvm.schedules.npu.codegen import Assembler, Place
+from resq_tvm.schedules.npu.codegen import Assembler, Place, Run
 from resq_tvm.schedules.npu.single import tensor_place
 from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.targets.npu.commands import (
@@ -66,7 +67,11 @@ class ProgramWriter:
         for var in (*items.plan.frames, *items.plan.state_in):
             places.of(var)
         written: list[tuple[Command, ...] | HostCall] = []
-        for item in items.items:
+        cascades = {c.first: c for c in items.cascades}
+        waiting: list[Run] = []
+        cascade: Cascade | None = None
+        for index, item in enumerate(items.items):
+            cascade = cascades.get(index, cascade)
             if item.call is not None:
                 if assembler.commands:
                     written.append(tuple(assembler.commands))
@@ -87,7 +92,14 @@ class ProgramWriter:
                 *(places.of(v) for v in item.results),
                 *(places.of(n) for n in maps_out),
             ]
-            assembler.kernel(func, numbers[kernel.name], found)
+            run = (func, numbers[kernel.name], found)
+            if cascade is None:
+                assembler.kernel(*run)
+                continue
+            waiting.append(run)
+            if index == cascade.last:
+                assembler.cascade(waiting, cascade.turns)
+                waiting, cascade = [], None
         if assembler.commands:
             written.append(tuple(assembler.commands))
         plan = items.plan
@@ -127,6 +139,7 @@ class _Places:
     def __init__(self, items: ProgramItems, assembler: Assembler) -> None:
         self._items, self._assembler = items, assembler
         self._declared: set[str] = set()
+        self._begins = {c.first for c in items.cascades}
 
     def of(self, var: Any) -> Place:
         """Return the place of a variable's tensor, or of the map of that name."""
@@ -135,7 +148,9 @@ class _Places:
         if key not in self._declared:
             self._declared.add(key)
             end = value.address + value.nbytes
-            self._assembler.hazards.declare(key, value.memory, value.address, end)
+            # What a cascade makes it reads, too, before all of it is there.
+            passing = value.first in self._begins
+            self._assembler.hazards.declare(key, value.memory, value.address, end, passing)
         return Place(value.memory, value.address, value.nbytes, key)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resq_tvm.passes.graph import inputs_of, op_name
 from resq_tvm.passes.kernel_spec import Thresholds, read_kernel
@@ -16,6 +16,9 @@ from resq_tvm.passes.npu.memory import Value
 from resq_tvm.passes.npu.support import can_move, misfits
 from resq_tvm.schedules.spec import FusedKernel, Sparse, TensorSpec
 from resq_tvm.targets.preset import Target
+
+if TYPE_CHECKING:
+    from resq_tvm.passes.npu.cascade import Cascade
 
 
 @dataclass(eq=False)
@@ -56,6 +59,7 @@ class ProgramItems:
                 reads = list(dict.fromkeys(inputs_of(expr)))
                 self.items.append(Item(var, reads, plan.results(var), call=expr))
         self.values = self._values()
+        self.cascades: list[Cascade] = []
 
     def root(self, var: Any) -> Any:
         """Return the variable that owns a variable's bytes."""

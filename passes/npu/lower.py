@@ -7,6 +7,7 @@ get their places, PrimFuncs their addresses, and the commands of a program one s
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -21,17 +22,21 @@ from resq_tvm.passes.kernel_spec import Thresholds
 from resq_tvm.passes.layouts import Plan
 from resq_tvm.passes.lower import KernelRecord, Lowered
 from resq_tvm.passes.npu.assemble import Emitted, ProgramWriter
+from resq_tvm.passes.npu.cascade import LENGTHS, Cascade, Planner, place_cascades
 from resq_tvm.passes.npu.items import Item, ProgramItems
 from resq_tvm.passes.npu.memory import Arena, keep_on_chip, spill
 from resq_tvm.passes.npu.support import absent_operators
 from resq_tvm.passes.partition import Partition
-from resq_tvm.schedules.choice import Decider, by_rules
+from resq_tvm.schedules.choice import Chosen, Decider, by_rules
 from resq_tvm.schedules.npu.codegen import Place
 from resq_tvm.schedules.npu.context import ALIGNMENT, working_bytes
 from resq_tvm.schedules.npu.emit import emit_npu
 from resq_tvm.schedules.spec import FusedKernel, TensorSpec
 from resq_tvm.targets.npu.commands import Stream
+from resq_tvm.targets.npu.timing import simulate
 from resq_tvm.targets.preset import Target
+
+Plans = Mapping[str, Sequence[Cascade]]  # program's name → its cascades
 
 STATE_MEMORIES: Final = ("auto", "sram", "dram")
 
@@ -55,6 +60,7 @@ def lower_npu(
     decide: Decider | None = None,
     observe: Any = None,
     state_memory: str = "auto",
+    cascades: bool | str = False,
 ) -> LoweredNpu:
     """Partition, fuse and lower a calibrated module.
 
@@ -74,6 +80,10 @@ def lower_npu(
         ``"sram"``: keyframe state stays on the chip; ``"dram"``; ``"auto"``: on the chip if it
         takes half of what is there for tensors at most. State that the host reads or writes
         (outputs among it) lies in DRAM all the same.
+    cascades : bool or str
+        Let kernels take turns band by band where that keeps tensors out of DRAM
+        (`resq_tvm.passes.npu.cascade`). ``"auto"``: of cascades of several lengths and none, those
+        with which a program takes the fewest simulated cycles.
 
     Raises
     ------
@@ -89,9 +99,42 @@ def lower_npu(
     fuse: Any = FuseKernels(absent_operators(target.npu))
     mod = fuse(mod)
     see("fused", mod)
-    lowered = _Lowering(mod, target, decide or by_rules(target), state_memory).run()
+    if cascades not in (True, False, "auto"):
+        raise CompileError(f"cascades {cascades!r} is unknown; use True, False or 'auto'")
+
+    def lowering(plans: Plans) -> LoweredNpu:
+        return _Lowering(mod, target, decide or by_rules(target), state_memory, plans).run()
+
+    if cascades is False:
+        lowered = lowering({})
+    else:
+        scout = _Lowering(mod, target, decide or by_rules(target), state_memory, {})
+        lengths = LENGTHS if cascades == "auto" else LENGTHS[:1]
+        lowered = _fastest(lowering, scout.plans(lengths), target, cascades == "auto")
     see("lowered", lowered.module)
     return lowered
+
+
+def _fastest(
+    lowering: Callable[[Plans], LoweredNpu], plans: Sequence[Plans], target: Target, measured: bool
+) -> LoweredNpu:
+    """Return the network with the plans that take every program the fewest simulated cycles.
+
+    Without ``measured``: with the first.
+    """
+    if not measured:
+        return lowering(plans[0])
+    assert target.npu is not None
+    best = lowering({})
+    cycles = {n: simulate(target.npu, best.stream, n).cycles for n in best.stream.programs}
+    chosen: dict[str, Sequence[Cascade]] = {}
+    for plan in plans:
+        tried = lowering(plan)
+        for name in cycles:
+            taken = simulate(target.npu, tried.stream, name).cycles
+            if taken < cycles[name]:
+                cycles[name], chosen[name] = taken, plan[name]
+    return lowering(chosen) if chosen else best
 
 
 def _aligned(nbytes: int) -> int:
@@ -100,7 +143,12 @@ def _aligned(nbytes: int) -> int:
 
 class _Lowering:
     def __init__(
-        self, mod: tvm.IRModule, target: Target, decide: Decider, state_memory: str
+        self,
+        mod: tvm.IRModule,
+        target: Target,
+        decide: Decider,
+        state_memory: str,
+        plans: Plans,
     ) -> None:
         assert target.npu is not None
         if state_memory not in STATE_MEMORIES:
@@ -108,7 +156,7 @@ class _Lowering:
                 f"state memory {state_memory!r} is unknown; use {', '.join(STATE_MEMORIES)}"
             )
         self.mod, self.target, self.npu, self.decide = mod, target, target.npu, decide
-        self.state_memory = state_memory
+        self.state_memory, self.chosen = state_memory, plans
         names = [g.name_hint for g in mod.get_global_vars()]
         self.thresholds = Thresholds()
         self.programs = [
@@ -125,17 +173,34 @@ class _Lowering:
         self.resident = self.npu.sram.bytes - working_bytes(self.npu)
         self.writer = ProgramWriter(self.npu, (self.resident, self.npu.sram.bytes))
 
+    def plans(self, lengths: Sequence[int]) -> list[Plans]:
+        """Return plans of cascades, one for each of these lengths that they have at most."""
+        self._require_support()
+        self._place_state()
+        room = (self.state_end, self.resident)
+        working = self.npu.sram.bytes - self.resident
+        planners = {p.name: Planner(p, self.target, room, working) for p in self.programs}
+        return [{n: p.plan(longest) for n, p in planners.items()} for longest in lengths]
+
     def run(self) -> LoweredNpu:
+        self._require_support()
+        self._place_state()
+        temporary = self._place_frames()
+        return self._write(temporary)
+
+    def _require_support(self) -> None:
         complaints = [c for p in self.programs for c in p.complaints]
         if complaints:
             raise CompileError(
                 f"{len(complaints)} kernel(s) cannot run on {self.npu.name}: "
                 f"{'; '.join(complaints)}; use a machine that has these or calibrate without them"
             )
-        self._place_state()
-        temporary = self._place_frames()
+
+    def _write(self, temporary: int) -> LoweredNpu:
         for program in self.programs:
             on_chip = Arena(self.state_end, self.resident)
+            program.cascades = list(self.chosen.get(program.name, ()))
+            place_cascades(program, program.cascades, on_chip)
             keep_on_chip(program.values.values(), on_chip)
         kernels = {p.name: self._emit(p) for p in self.programs}
         first = self._place_params(temporary)
@@ -244,11 +309,17 @@ class _Lowering:
         made = {}
         index = 0
         thresholds = tuple(float(np.float32(v)) for v in self.thresholds.values.values())
+        banded = {
+            id(program.items[c.first + i]): decision
+            for c in program.cascades
+            for i, decision in enumerate(c.decisions)
+        }
         for item in program.items:
             if item.kernel is None or item.call is not None:
                 continue
             kernel = self._placed(program, item)
-            chosen = self.decide(kernel)
+            decision = banded.get(id(item))
+            chosen = self.decide(kernel) if decision is None else Chosen(decision, "cascade")
             func, constants = emit_npu(kernel, chosen.decision, self.target, thresholds)
             names = [self._param(f"{kernel.name}.{n}", a) for n, a in constants]
             order = list(self.params)
@@ -277,7 +348,8 @@ class _Lowering:
 
         def lay(spec: TensorSpec, var: Any) -> TensorSpec:
             value = program.values[program.root(var)]
-            return replace(spec, memory="sram" if value.memory == "sram" else "")
+            memory = "sram" if value.memory == "sram" else ""
+            return replace(spec, memory=memory, ring=value.spec.ring)
 
         def lay_map(spec: TensorSpec) -> TensorSpec:
             value = program.values[spec.name]

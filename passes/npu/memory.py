@@ -89,7 +89,9 @@ def keep_on_chip(values: Iterable[Value], arena: Arena) -> None:
     def worth(value: Value) -> tuple[float, int]:
         return (1 + value.readers) / (1 + value.last - value.first), value.nbytes
 
-    for value in sorted((v for v in values if v.movable and not v.fixed), key=worth, reverse=True):
+    for value in sorted(
+        (v for v in values if v.movable and not v.fixed and v.address < 0), key=worth, reverse=True
+    ):
         address = arena.place(value.nbytes, value.first, value.last)
         if address is not None:
             value.memory, value.address = "sram", address

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from resq_tvm.targets.npu.commands import (
     Vector,
     VectorProgram,
     pixel_bytes,
+    ring_runs,
 )
 
 Values = dict[Any, int]  # loop variable → value
@@ -83,6 +84,34 @@ class Assembler:
         self._upwards = not self._upwards
         run.execute()
 
+    def cascade(self, kernels: Sequence[Run], order: Iterable[tuple[int, int]]) -> None:
+        """Append the commands of kernels that take turns, band by band of rows.
+
+        Parameters
+        ----------
+        kernels : sequence of Run
+        order : iterable of (int, int)
+            Kernel (its place in ``kernels``) and band; every band once, those of a kernel in
+            order.
+
+        Raises
+        ------
+        CompileError
+            If their constants and tiles do not fit into the SRAM together.
+        """
+        runs = [_Kernel(self, *kernel) for kernel in kernels]
+        bands = [0] * len(runs)
+        order = list(order)
+        for kernel, _ in order:
+            bands[kernel] += 1
+        for run, count in zip(runs, bands, strict=True):
+            run.split(count)
+        _allocate_together(runs, self.limits["sram"])
+        for number, run in enumerate(runs):
+            run.allocate(number % 2 == 0, ("acc",))
+        for kernel, band in order:
+            runs[kernel].band(band)
+
     def intern(self, program: VectorProgram) -> int:
         """Return the number of a vector program."""
         return self._programs.setdefault(program, len(self._programs))
@@ -91,6 +120,9 @@ class Assembler:
     def limits(self) -> dict[str, tuple[int, int]]:
         """Memory → addresses that tiles may take."""
         return {"sram": self._scratch, "acc": (0, self._accumulators)}
+
+
+Run = tuple[Any, int, Sequence[Place]]  # a kernel's PrimFunc, its number, its places
 
 
 @dataclass(frozen=True)
@@ -113,22 +145,36 @@ class _Kernel:
         }
         self.programs = from_json(str(func.attrs[PROGRAMS]))
         self.statements = _sequence(func.body)
+        self._prologue: list[Any] = []
+        self._rows: Any = None  # the loop over bands
+        self._body: Callable[[Values], None] | None = None
+        self._unrolled: list[Any] = []  # or the bands
 
-    def allocate(self, upwards: bool) -> None:
-        """Give every tile buffer an address."""
-        used = {"sram": 0, "acc": 0}
+    @property
+    def name(self) -> str:
+        """The kernel's."""
+        return str(self.func.attrs["global_symbol"])
+
+    def buffers(self) -> Iterator[tuple[Any, str, int]]:
+        """Yield every tile buffer with its memory and its size in bytes."""
         for statement in self.statements:
-            if not isinstance(statement, tirx.AllocBuffer):
+            if isinstance(statement, tirx.AllocBuffer):
+                buffer = statement.buffer
+                memory = "acc" if buffer.scope() == ACCUMULATORS else "sram"
+                yield buffer, memory, -(-int(buffer.shape[0]) // ALIGNMENT) * ALIGNMENT
+
+    def allocate(self, upwards: bool, memories: Sequence[str] = ("sram", "acc")) -> None:
+        """Give every tile buffer of these memories an address."""
+        used = {"sram": 0, "acc": 0}
+        for buffer, memory, size in self.buffers():
+            if memory not in memories:
                 continue
-            buffer = statement.buffer
-            memory = "acc" if buffer.scope() == ACCUMULATORS else "sram"
-            size = -(-int(buffer.shape[0]) // ALIGNMENT) * ALIGNMENT
             first, last = self.out.limits[memory]
             address = first + used[memory] if upwards else last - used[memory] - size
             used[memory] += size
             if used[memory] > last - first:
                 raise CompileError(
-                    f"kernel {self.func.attrs['global_symbol']}: tiles take {used[memory]} bytes "
+                    f"kernel {self.name}: tiles take {used[memory]} bytes "
                     f"of {memory}, {last - first} are there; use smaller tiles"
                 )
             self.bases[buffer] = _Base(memory, address, memory)
@@ -137,6 +183,40 @@ class _Kernel:
         """Run the loops."""
         for step in [self._compile(s) for s in self.statements]:
             step({})
+
+    # Bands -----------------------------------------------------------------------------------
+
+    def split(self, bands: int) -> None:
+        """Tell the loop over bands of rows from what comes before it."""
+        self._prologue = [s for s in self.statements if not isinstance(s, tirx.AllocBuffer)]
+        if bands == 1:
+            return
+        last, tail = self._prologue[-1], self._prologue[-bands:]
+        if isinstance(last, tirx.For) and int(last.extent) == bands:
+            self._rows = self._prologue.pop()
+        elif len(tail) == bands and all(isinstance(s, tirx.For) for s in tail):
+            self._unrolled = tail
+            del self._prologue[-bands:]
+        else:
+            raise CompileError(f"kernel {self.name} does not run in {bands} bands of rows")
+
+    def kept(self) -> set[Any]:
+        """Return the tile buffers that are loaded before the first band, for all of them."""
+        if self._rows is None and not self._unrolled:
+            return set()
+        calls = (call for statement in self._prologue for call in _calls(statement))
+        return {call.args[3].args[0] for call in calls if str(call.args[0].value) == LOAD}
+
+    def band(self, number: int) -> None:
+        """Run one band; the first one loads the constants, too."""
+        if number == 0:
+            for step in [self._compile(s) for s in self._prologue]:
+                step({})
+        if self._rows is not None:
+            self._body = self._body or self._compile(self._rows.body)
+            self._body({self._rows.loop_var: number})
+        elif self._unrolled:
+            self._compile(self._unrolled[number])({})
 
     # Statements ------------------------------------------------------------------------------
 
@@ -207,16 +287,16 @@ class _Kernel:
         self.out.commands.append(kind(*shape, waits, self.number))
 
     def _matrix(self, precision: tuple[int, int], args: list[Any], values: Values) -> None:
-        source, reads = self._plane(args[:9], values)
-        base, offset = args[9], args[10]
-        n = [a(values) for a in args[11:24]]
+        source, reads = self._plane(args[:11], values)
+        base, offset = args[11], args[12]
+        n = [a(values) for a in args[13:26]]
         weight_bits, h, w, out, top, left, sy, sx, ty, tx, dy, dx, depthwise = n
         weights = base.address + offset(values)
-        acc_base, acc_offset, accumulate = args[24], args[25], args[26](values)
+        acc_base, acc_offset, accumulate = args[26], args[27], args[28](values)
         accumulators = acc_base.address + acc_offset(values)
         bits_map = None
-        if len(args) > 27:
-            bits_map, more = self._plane(args[27:], values)
+        if len(args) > 29:
+            bits_map, more = self._plane(args[29:], values)
             reads += more
         terms = ty * tx * (1 if depthwise else source.channels)
         size = (
@@ -239,11 +319,14 @@ class _Kernel:
 
     def _plane(self, args: list[Any], values: Values) -> tuple[Plane, list[Access]]:
         base, offset, *rest = args
-        h, w, first, channels, row, pixel, bits = (a(values) for a in rest)
+        h, w, first, channels, row, pixel, bits, ring, top = (a(values) for a in rest)
         address = base.address + offset(values)
-        plane = Plane(address, h, w, first, channels, row, pixel, bits)
-        size = (h - 1) * row + w * pixel if h > 0 and w > 0 else 0
-        return plane, _access(base, address, size)
+        plane = Plane(address, h, w, first, channels, row, pixel, bits, ring, top)
+        found = []
+        if h > 0 and w > 0:
+            for begin, rows in ring_runs(top, h, ring):
+                found += _access(base, address + begin * row, (rows - 1) * row + w * pixel)
+        return plane, found
 
     def _vector(self, args: list[Any], values: Values) -> None:
         number, *extents = (a(values) for a in args[:9])
@@ -251,15 +334,21 @@ class _Kernel:
         h, w, c, *place = extents
         written = {s.index for s in program if s.op == "write"}
         operands, reads, writes = [], list[Access](), list[Access]()
-        for index, at in enumerate(range(9, len(args), 8)):
-            format, base, offset, *rest = args[at : at + 8]
-            height, width, channels, row, pixel = (a(values) for a in rest)
+        for index, at in enumerate(range(9, len(args), 10)):
+            format, base, offset, *rest = args[at : at + 10]
+            height, width, channels, row, pixel, ring, top = (a(values) for a in rest)
             address = base.address + offset(values)
             memory = base.memory
-            operands.append(Operand(memory, format, address, height, width, channels, row, pixel))
+            operands.append(
+                Operand(
+                    memory, format, address, height, width, channels, row, pixel, ring, top
+                )
+            )  # fmt: skip
             if height > 0 and width > 0:
-                reach = _reach(height, row, width, pixel) + pixel_bytes(channels, format)
-                (writes if index in written else reads).extend(_access(base, address, reach))
+                for begin, rows in ring_runs(top, height, ring):
+                    reach = _reach(rows, row, width, pixel) + pixel_bytes(channels, format)
+                    found = _access(base, address + begin * row, reach)
+                    (writes if index in written else reads).extend(found)
         waits = self.out.hazards.command(Engine.VECTOR, reads, writes)
         y, x, o, window_y, window_x = place
         self.out.commands.append(
@@ -268,6 +357,48 @@ class _Kernel:
                 (window_y, window_x), waits, self.number,
             )
         )  # fmt: skip
+
+
+def _allocate_together(runs: Sequence[_Kernel], limits: tuple[int, int]) -> None:
+    """Give kernels that take turns SRAM: constants for good, tiles one after the other in turn."""
+    first, last = limits
+    passing: list[tuple[_Kernel, Any, int]] = []
+    for run in runs:
+        kept = run.kept()
+        for buffer, memory, size in run.buffers():
+            if memory != "sram":
+                continue
+            if buffer in kept:
+                run.bases[buffer] = _Base("sram", first, "sram")
+                first += size
+            else:
+                passing.append((run, buffer, size))
+    widest = max((sum(size for own, _, size in passing if own is run) for run in runs), default=0)
+    if first + widest > last:
+        raise CompileError(
+            f"cascade from kernel {runs[0].name} to {runs[-1].name}: constants and tiles take "
+            f"{first + widest - limits[0]} bytes of sram, {last - limits[0]} are there; "
+            "use smaller bands or compile without cascades"
+        )
+    address = first
+    for run in runs:
+        own = [(buffer, size) for kernel, buffer, size in passing if kernel is run]
+        if address + sum(size for _, size in own) > last:
+            address = first
+        for buffer, size in own:
+            run.bases[buffer] = _Base("sram", address, "sram")
+            address += size
+
+
+def _calls(statement: Any) -> Iterator[Any]:
+    """Yield the intrinsics that a statement calls."""
+    if isinstance(statement, tirx.For):
+        yield from _calls(statement.body)
+    elif isinstance(statement, tirx.SeqStmt):
+        for part in statement.seq:
+            yield from _calls(part)
+    elif isinstance(statement, tirx.Evaluate):
+        yield statement.value
 
 
 def _sequence(body: Any) -> list[Any]:

@@ -63,6 +63,8 @@ class NpuContext:
         self.constants: list[tuple[str, NDArray[Any]]] = []
         self._constant_buffers: list[Any] = []
         self.sram_bytes = self.accumulator_bytes = 0
+        self.kept_bytes = 0  # of sram_bytes: constants that are loaded once
+        self.by_bands = False  # whether rows are the outermost loop, behind all constants
         self.maps_in = dict(kernel.sparse.maps) if kernel.sparse is not None else {}
         self.maps_out = dict(kernel.sparse.out_maps) if kernel.sparse is not None else {}
         self.specs = {
@@ -105,10 +107,14 @@ class NpuContext:
 
     # Memory ----------------------------------------------------------------------------------
 
-    def slots(self, name: str, size: int, count: int) -> Slots:
-        """Allocate ``count`` copies of a tile of ``size`` bytes in SRAM."""
+    def slots(self, name: str, size: int, count: int, kept: bool = False) -> Slots:
+        """Allocate ``count`` copies of a tile of ``size`` bytes in SRAM.
+
+        ``kept``: what they hold is loaded once, before the first tile.
+        """
         size = max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
         self.sram_bytes += size * count
+        self.kept_bytes += size * count if kept else 0
         buffer = self.code.allocate(size * count, "uint8", name, SRAM)
         return Slots(buffer.data, size, count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,28 @@ def fits(kernel: FusedKernel, decision: Decision, target: Target) -> bool:
     except CompileError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of SRAM that a kernel takes by bands: constants for good, tiles of a band."""
+
+    kept: int
+    passing: int
+
+
+def footprint(kernel: FusedKernel, decision: Decision, target: Target) -> Footprint | None:
+    """Return what a kernel takes that runs band by band of ``decision.tile_y`` rows.
+
+    None: its tiles do not fit, or it cannot, since its rows are not the outermost loop or it loads
+    constants more than once.
+    """
+    ctx, _ = _plan(kernel, decision, target, ())
+    try:
+        ctx.require_fit()
+    except CompileError:
+        return None
+    return Footprint(ctx.kept_bytes, ctx.sram_bytes - ctx.kept_bytes) if ctx.by_bands else None
 
 
 def _plan(

@@ -60,13 +60,19 @@ class Finish:
             self.table_bytes = table.nbytes
             self.keep = table.nbytes <= working_bytes(ctx.npu) // _SMALL
             size = table.nbytes if self.keep else table[0].nbytes
-            self.vectors = ctx.slots("v", size, 1 if self.keep or len(firsts) == 1 else 2)
+            count = 1 if self.keep or len(firsts) == 1 else 2
+            self.vectors = ctx.slots("v", size, count, kept=self.keep)
 
     def _vectors(self, channels: int, firsts: list[int]) -> Any:
         """Return the per-channel constants, (channel tiles, constants, channels of a tile)."""
         rows = [self.ctx.kernel.vectors[name] for name in self.epilogue.vectors]
         table = np.pad(np.stack(rows).astype(np.float32), ((0, 0), (0, channels)))
         return np.stack([table[:, first : first + channels] for first in firsts])
+
+    @property
+    def loads_once(self) -> bool:
+        """Whether the constants of all channels are loaded before the first tile."""
+        return self.constants is None or self.keep
 
     def _is_broadcast(self, name: str) -> bool:
         spec, kernel = self.ctx.spec(name), self.ctx.kernel
@@ -107,7 +113,7 @@ class Finish:
             operands += self.read(name, turn, rect)
         for i in range(len(self.epilogue.vectors)):
             offset = constants + 4 * i * self.size[2]
-            operands += ["f32", self.vectors.buffer, offset, 1, 1, rect.channels, 0, 0]
+            operands += ["f32", self.vectors.buffer, offset, 1, 1, rect.channels, 0, 0, 0, 0]
         if mask is not None:
             operands += mask.operand()
         written = [(name, *self._place(name, turn, rect)) for name in self.epilogue.writes]

@@ -108,12 +108,40 @@ class _Tensor:
         self.writes.setdefault(engine, []).append((start, end, count))
         return dict(self.birth)
 
+    def drained(self) -> _Tensor:
+        """Return the tensor after everything has ended."""
+        return type(self)(self.memory, self.start, self.end, {})
+
     def last(self) -> Counts:
         """Return the counts after which nobody uses the tensor."""
         counts = dict(self.reads)
         _merge(counts, self.birth)
         for engine, writes in self.writes.items():
             _raise(counts, engine, writes[-1][2])
+        return counts
+
+
+class _Passing(_Tensor):
+    """A tensor that is read while it is written, perhaps in a circular buffer."""
+
+    def __init__(self, memory: str, start: int, end: int, birth: Counts) -> None:
+        super().__init__(memory, start, end, birth)
+        self._bytes = _Scratch()
+        self._last: Counts = {}
+
+    def read(self, start: int, end: int, engine: Engine, count: int) -> Counts:
+        _raise(self._last, engine, count)
+        return self._bytes.read(start, end, engine, count)
+
+    def write(self, start: int, end: int, engine: Engine, count: int) -> Counts:
+        _raise(self._last, engine, count)
+        waits = dict(self.birth)
+        _merge(waits, self._bytes.write(start, end, engine, count))
+        return waits
+
+    def last(self) -> Counts:
+        counts = dict(self.birth)
+        _merge(counts, self._last)
         return counts
 
 
@@ -127,7 +155,9 @@ class Hazards:
         self._scratch = {memory: _Scratch() for memory in SCRATCH}
         self._waited: dict[Engine, Counts] = {engine: {} for engine in Engine}
 
-    def declare(self, key: Hashable, memory: str, start: int, end: int) -> None:
+    def declare(
+        self, key: Hashable, memory: str, start: int, end: int, passing: bool = False
+    ) -> None:
         """Make a tensor known; whoever used its bytes before has to be done with them.
 
         Parameters
@@ -137,6 +167,8 @@ class Hazards:
             ``"dram"`` or ``"sram"``.
         start, end : int
             Addresses.
+        passing : bool
+            It is read while it is written, and its bytes may be written again.
         """
         former = self._former.setdefault(memory, [])
         for old, tensor in list(self._tensors.items()):
@@ -152,12 +184,13 @@ class Hazards:
             else:
                 kept.append(interval)
         self._former[memory] = kept
-        self._tensors[key] = _Tensor(memory, start, end, birth)
+        kind = _Passing if passing else _Tensor
+        self._tensors[key] = kind(memory, start, end, birth)
 
     def drain(self) -> None:
         """Note that everything so far has ended."""
         for key, old in self._tensors.items():
-            self._tensors[key] = _Tensor(old.memory, old.start, old.end, {})
+            self._tensors[key] = old.drained()
         self._former = {}
         self._scratch = {memory: _Scratch() for memory in SCRATCH}
 

@@ -51,6 +51,7 @@ def plan_matrix(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[], 
     finish = Finish(ctx, shape, firsts, turns, thresholds)
     shared = _Shared(ctx, counts, turns)
     phases = len(anchor.phases)
+    ctx.by_bands = len(counts) == 1 and shared.all_weights and finish.loads_once
 
     def emit() -> None:
         for index, part in enumerate(counts):
@@ -86,7 +87,7 @@ class _Shared:
         rest = working_bytes(ctx.npu) - ctx.sram_bytes
         self.all_weights = ctx.decision.inner_o and size * blocks <= rest
         count = blocks if self.all_weights else min(2, blocks * len(parts))
-        self.weights = ctx.slots("w", size, count)
+        self.weights = ctx.slots("w", size, count, kept=self.all_weights)
         elements = max(p.tile_y * p.tile_x * p.tile_c for p in parts)
         self.accumulators = ctx.accumulators(elements, twice)
 
@@ -328,12 +329,13 @@ class _Part:
         if chosen is not None:
             seen, _, _ = windows[chosen.name]
             bits_map = [seen.base, seen.offset, seen.h, seen.w, 0, 1, seen.row, seen.pixel, 8]
+            bits_map += [seen.ring, seen.top]
         rows, columns, out = extents
         ctx.code.run(
             call(
                 matrix_name(self.weight_bits, self.code_bits),
                 tile.base, tile.offset, tile.h, tile.w, first, channels, tile.row, tile.pixel,
-                spec.bits or 8,
+                spec.bits or 8, tile.ring, tile.top,
                 weights, offset, ctx.npu.storage_bits(self.weight_bits),
                 rows, columns, out,
                 place[0] * sy + segment.dy - top, place[1] * sx + segment.dx - left,
@@ -351,7 +353,7 @@ class _Part:
         self.ctx.code.run(
             call(
                 matrix_name(self.weight_bits, self.code_bits),
-                tile.base, tile.offset, 0, 0, 0, 0, tile.row, tile.pixel, 8,
+                tile.base, tile.offset, 0, 0, 0, 0, tile.row, tile.pixel, 8, 0, 0,
                 shared.weights.buffer, 0, 8, rows, columns, out, 0, 0, 1, 1, 0, 0, 0, 0,
                 0, shared.accumulators.buffer, acc, 0,
             )

@@ -7,7 +7,6 @@ channels are cut, too. A resize reads what its tables say, so that its tiles are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import product
 from typing import Any
 
 from resq_tvm.schedules.code import Expr
@@ -32,6 +31,8 @@ def plan_spatial(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[],
     turns = down * across * tiles_o
     firsts = [i * channels for i in range(tiles_o)]
     finish = Finish(ctx, (rows, columns, channels), firsts, turns, thresholds)
+    unrolled = isinstance(kernel.anchor, Resize)
+    ctx.by_bands = tiles_o == 1 and finish.loads_once
     anchor = None
     if not isinstance(kernel.anchor, Walk):
         anchor = _Source(ctx, (rows, columns, channels), turns)
@@ -52,9 +53,11 @@ def plan_spatial(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[],
         finish.begin_all()
         with code.loop(tiles_o, "o") as o:
             constants = finish.begin(o, o)
-            if isinstance(kernel.anchor, Resize):
-                for y, x in product(range(down), range(across)):
-                    tile(o, y, x, constants)
+            if unrolled:
+                for y in range(down):
+                    with code.group("y"):
+                        for x in range(across):
+                            tile(o, y, x, constants)
             else:
                 with code.loop(down, "y") as y, code.loop(across, "x") as x:
                     tile(o, y, x, constants)

@@ -28,7 +28,7 @@ def channel_bytes(spec: TensorSpec, channels: Expr) -> Expr:
 
 def tensor_bytes(spec: TensorSpec) -> int:
     """Return the size of a tensor in the NPU's memory."""
-    return spec.h * spec.w * int(channel_bytes(spec, spec.c))
+    return (spec.ring or spec.h) * spec.w * int(channel_bytes(spec, spec.c))
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Rect:
 class Tile:
     """A tile in SRAM: base variable, byte offset, extents, bytes from row to row and pixel.
 
-    ``first`` is the number of the first channel that is wanted within a pixel.
+    ``first`` is the number of the first channel that is wanted within a pixel. With a ``ring`` the
+    first row lies in row ``top`` of a circular buffer of so many rows, which begins at ``offset``.
     """
 
     base: Any
@@ -61,17 +62,29 @@ class Tile:
     pixel: Expr
     format: str
     first: Expr = 0
+    ring: int = 0
+    top: Expr = 0
 
     def operand(self) -> list[Any]:
         """Return the arguments of a vector operand."""
-        return [self.format, self.base, self.offset, self.h, self.w, self.c, self.row, self.pixel]
+        return [
+            self.format, self.base, self.offset, self.h, self.w, self.c, self.row, self.pixel,
+            self.ring, self.top,
+        ]  # fmt: skip
 
 
 def in_place(spec: TensorSpec, base: Any, rect: Rect) -> Tile:
     """Return a tile of a tensor that stays in SRAM."""
     pixel = int(channel_bytes(spec, spec.c))
     row = spec.w * pixel
-    offset = rect.y * row + rect.x * pixel + channel_bytes(spec, rect.first)
+    offset = rect.x * pixel + channel_bytes(spec, rect.first)
+    if spec.ring:
+        assert rect.step_y == 1
+        return Tile(
+            base, offset, rect.rows, rect.columns, rect.channels,
+            row, pixel * rect.step_x, format_of(spec), 0, spec.ring, rect.y % spec.ring,
+        )  # fmt: skip
+    offset = rect.y * row + offset
     return Tile(
         base, offset, rect.rows, rect.columns, rect.channels,
         row * rect.step_y, pixel * rect.step_x, format_of(spec),

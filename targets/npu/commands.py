@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
-STREAM_VERSION: Final = 1
+STREAM_VERSION: Final = 2
 
 
 class Engine(IntEnum):
@@ -89,6 +89,11 @@ class Plane:
         Bytes from row to row and from pixel to pixel.
     bits : int
         2, 4 or 8 per code.
+    ring : int
+        Rows of a circular buffer; 0: none. Row r of the plane is the buffer's row
+        ``(top + r) % ring``, and ``address`` is that of the buffer's row 0.
+    top : int
+        Row of the circular buffer in which the plane's first row lies.
     """
 
     address: int
@@ -99,6 +104,35 @@ class Plane:
     row: int
     pixel: int
     bits: int
+    ring: int = 0
+    top: int = 0
+
+
+def ring_runs(first: int, rows: int, ring: int) -> list[tuple[int, int]]:
+    """Return the runs of a memory's rows in which a tensor's rows lie: (first row, rows).
+
+    Parameters
+    ----------
+    first : int
+        Row of the circular buffer, counted on beyond its end.
+    rows : int
+        At most ``ring``, if there is a circular buffer.
+    ring : int
+        Rows of the circular buffer; 0: none, so that there is one run.
+
+    Raises
+    ------
+    ValueError
+        If more rows are asked for than the circular buffer has.
+    """
+    if ring == 0:
+        return [(first, rows)]
+    if rows > ring:
+        raise ValueError(f"{rows} rows do not lie in a circular buffer of {ring}")
+    first %= ring
+    before = min(rows, ring - first)
+    runs = [(first, before), (0, rows - before)]
+    return [run for run in runs if run[1] > 0] or [(first, 0)]
 
 
 @dataclass(frozen=True)
@@ -173,6 +207,8 @@ class Operand:
         Elements that are there; an extent of 1 broadcasts along the tile.
     row, pixel : int
         Bytes from row to row and from pixel to pixel.
+    ring, top : int
+        Circular buffers in SRAM, as of `Plane`.
     """
 
     memory: str
@@ -183,6 +219,8 @@ class Operand:
     c: int
     row: int
     pixel: int
+    ring: int = 0
+    top: int = 0
 
 
 @dataclass(frozen=True)

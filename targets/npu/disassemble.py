@@ -205,15 +205,20 @@ def _plane(plane: Plane) -> str:
     channels = f"{plane.first}:{plane.first + plane.channels}"
     return (
         f"sram {plane.address:#x} {plane.h}x{plane.w}x[{channels}] c{plane.bits} "
-        f"(+{plane.row} +{plane.pixel})"
+        f"(+{plane.row} +{plane.pixel}){_ring(plane)}"
     )
 
 
 def _operand(operand: Operand) -> str:
     return (
         f"{operand.memory} {operand.address:#x} {operand.h}x{operand.w}x{operand.c} "
-        f"{operand.format} (+{operand.row} +{operand.pixel})"
+        f"{operand.format} (+{operand.row} +{operand.pixel}){_ring(operand)}"
     )
+
+
+def _ring(place: Plane | Operand) -> str:
+    """Return where rows lie in a circular buffer, if they do."""
+    return f" ring {place.ring} from {place.top}" if place.ring else ""
 
 
 def _place(place: TensorPlace) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from resq_tvm.targets.npu.codes import code_bytes, unpack
-from resq_tvm.targets.npu.commands import Plane
+from resq_tvm.targets.npu.commands import Plane, ring_runs
 
 
 class Fault(Exception):
@@ -80,6 +80,9 @@ def plane_codes(
     begin = plane.first * plane.bits // 8
     skipped = plane.first - begin * 8 // plane.bits
     nbytes = code_bytes(skipped + plane.channels, plane.bits)
-    address = plane.address + top * plane.row + left * plane.pixel + begin
-    packed = sram.view(np.uint8, address, (h, w, nbytes), (plane.row, plane.pixel, 1))
+    parts = []
+    for row, rows in ring_runs(plane.top + top, h, plane.ring):
+        address = plane.address + row * plane.row + left * plane.pixel + begin
+        parts.append(sram.view(np.uint8, address, (rows, w, nbytes), (plane.row, plane.pixel, 1)))
+    packed = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return unpack(packed, plane.bits, plane.channels, skipped)

@@ -29,6 +29,7 @@ from resq_tvm.targets.npu.commands import (
     Vector,
     VectorProgram,
     pixel_bytes,
+    ring_runs,
 )
 from resq_tvm.targets.npu.unit_matrix import reach
 
@@ -198,9 +199,9 @@ def spans(command: Command, programs: tuple[VectorProgram, ...]) -> Iterator[Spa
             if any(s.op in ("pool", "mean", "resize", "window") for s in steps):
                 read.add(0)
             for index in sorted(read):
-                yield _operand_span(command.operands[index], False)
+                yield from _operand_spans(command.operands[index], False)
             for index in sorted({s.index for s in steps if s.op == "write"}):
-                yield _operand_span(command.operands[index], True)
+                yield from _operand_spans(command.operands[index], True)
 
 
 def _transfer_spans(move: Transfer) -> Iterator[Span]:
@@ -213,7 +214,7 @@ def _transfer_spans(move: Transfer) -> Iterator[Span]:
 def _matrix_spans(command: Matrix) -> Iterator[Span]:
     y, x = reach(command)
     source = command.source
-    yield _plane_span(source, y.first, x.first, y.end - y.first, x.end - x.first)
+    yield from _plane_spans(source, y.first, x.first, y.end - y.first, x.end - x.first)
     vectors, length = command.out, command.taps[0] * command.taps[1] * source.channels
     if command.depthwise:
         vectors, length = command.taps[0] * command.taps[1], command.out
@@ -221,27 +222,29 @@ def _matrix_spans(command: Matrix) -> Iterator[Span]:
     yield Span("sram", command.weights, 1, 1, nbytes, nbytes, nbytes, False)
     if command.bits_map is not None:
         plane = command.bits_map
-        yield _plane_span(plane, 0, 0, plane.h, plane.w)
+        yield from _plane_spans(plane, 0, 0, plane.h, plane.w)
     nbytes = 4 * command.h * command.w * command.out
     yield Span("acc", command.accumulators, 1, 1, nbytes, nbytes, nbytes, True)
 
 
-def _plane_span(plane: Plane, top: int, left: int, h: int, w: int) -> Span:
+def _plane_spans(plane: Plane, top: int, left: int, h: int, w: int) -> Iterator[Span]:
     begin = plane.first * plane.bits // 8
     end = code_bytes(plane.first + plane.channels, plane.bits)
-    address = plane.address + top * plane.row + left * plane.pixel + begin
-    return Span("sram", address, h, w, end - begin, plane.row, plane.pixel, False)
+    for row, rows in ring_runs(plane.top + top, h, plane.ring):
+        address = plane.address + row * plane.row + left * plane.pixel + begin
+        yield Span("sram", address, rows, w, end - begin, plane.row, plane.pixel, False)
 
 
-def _operand_span(operand: Operand, written: bool) -> Span:
+def _operand_spans(operand: Operand, written: bool) -> Iterator[Span]:
     piece = pixel_bytes(operand.c, operand.format)
-    return Span(
-        operand.memory,
-        operand.address,
-        operand.h,
-        operand.w,
-        piece,
-        operand.row,
-        operand.pixel,
-        written,
-    )
+    for row, rows in ring_runs(operand.top, operand.h, operand.ring):
+        yield Span(
+            operand.memory,
+            operand.address + row * operand.row,
+            rows,
+            operand.w,
+            piece,
+            operand.row,
+            operand.pixel,
+            written,
+        )

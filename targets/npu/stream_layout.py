@@ -31,12 +31,12 @@ MOST_WAITS: Final = len(Engine)
 
 NO_ENGINE: Final = 255
 _NO_WAIT: Final = (NO_ENGINE, 0)
-_NO_PLANE: Final = (0,) * 8
+_NO_PLANE: Final = (0,) * 10
 
 _HEAD: Final = [("kernel", "<u4"), ("waits", [("engine", "u1"), ("count", "<u4")], MOST_WAITS)]
 _PLANE: Final = [
     ("address", "<u4"), ("h", "<u4"), ("w", "<u4"), ("first", "<u4"), ("channels", "<u4"),
-    ("row", "<u4"), ("pixel", "<u4"), ("bits", "u1"),
+    ("row", "<u4"), ("pixel", "<u4"), ("bits", "u1"), ("ring", "<u4"), ("top", "<u4"),
 ]  # fmt: skip
 
 TRANSFER = np.dtype(
@@ -65,7 +65,7 @@ VECTOR = np.dtype(
 OPERAND = np.dtype(
     [
         ("memory", "u1"), ("format", "u1"), ("address", "<u4"), ("h", "<u4"), ("w", "<u4"),
-        ("c", "<u4"), ("row", "<u4"), ("pixel", "<u4"),
+        ("c", "<u4"), ("row", "<u4"), ("pixel", "<u4"), ("ring", "<u4"), ("top", "<u4"),
     ]
 )  # fmt: skip
 
@@ -79,7 +79,9 @@ TABLES: Final = (
     ("operand", OPERAND),  # of all vector commands, one after the other
 )
 
-_PLANE_FIELDS = attrgetter("address", "h", "w", "first", "channels", "row", "pixel", "bits")
+_PLANE_FIELDS = attrgetter(
+    "address", "h", "w", "first", "channels", "row", "pixel", "bits", "ring", "top"
+)
 _TRANSFER_FIELDS = attrgetter(
     "dram", "sram", "rows", "columns", "piece", "dram_row", "dram_column", "sram_row", "sram_column"
 )
@@ -148,6 +150,7 @@ def _pack_operand(operand: Operand) -> tuple[int, ...]:
         MEMORIES.index(operand.memory),
         FORMATS.index(operand.format),
         operand.address, operand.h, operand.w, operand.c, operand.row, operand.pixel,
+        operand.ring, operand.top,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resq_tvm.targets.npu.codes import code_bytes, unpack
-from resq_tvm.targets.npu.commands import Matrix, Plane
+from resq_tvm.targets.npu.commands import Matrix, Plane, ring_runs
 from resq_tvm.targets.npu.memory import Fault, Memory, plane_codes
 
 _EXACT_FLOAT32: Final = 1 << 24
@@ -173,4 +173,10 @@ def _depthwise(pixels: NDArray[Any], weights: NDArray[Any], command: Matrix) -> 
 
 def bits_of(sram: Memory, plane: Plane) -> NDArray[np.uint8]:
     """Return a map of bits per pixel, (h, w)."""
-    return sram.view(np.uint8, plane.address, (plane.h, plane.w), (plane.row, plane.pixel))
+    parts = [
+        sram.view(
+            np.uint8, plane.address + row * plane.row, (rows, plane.w), (plane.row, plane.pixel)
+        )
+        for row, rows in ring_runs(plane.top, plane.h, plane.ring)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

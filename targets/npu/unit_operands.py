@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resq_tvm.targets.npu.codes import CODE_FORMATS, code_bytes, code_range, pack, unpack
-from resq_tvm.targets.npu.commands import Operand
+from resq_tvm.targets.npu.commands import Operand, ring_runs
 from resq_tvm.targets.npu.memory import Fault, Memory
 
 _DTYPES: Final = {"i32": "<i4", "f32": "<f4", "f16": "<f2", "u8": "u1"}
@@ -22,7 +22,8 @@ def read_operand(memory: Memory, operand: Operand) -> NDArray[Any]:
     ndarray (h, w, c)
         int32 for accumulators, float32 for all else. Possibly a view: do not write to it.
     """
-    raw = _elements(memory, operand)
+    parts = [view for _, view in _elements(memory, operand)]
+    raw = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if operand.format in ("i32", "f32"):
         return raw
     if operand.format in CODE_FORMATS:
@@ -47,10 +48,10 @@ def write_operand(memory: Memory, operand: Operand, value: NDArray[Any]) -> None
     shape = (operand.h, operand.w, operand.c)
     if any(n not in (1, m) for n, m in zip(value.shape, shape, strict=True)):
         raise Fault(f"a value of {value.shape} elements is written to an operand of {shape}")
-    place = _elements(memory, operand)
     bits = CODE_FORMATS.get(operand.format)
     if bits is None:
-        np.copyto(place, value, casting="unsafe")
+        for rows, place in _elements(memory, operand):
+            np.copyto(place, _part(value, rows), casting="unsafe")
         return
     if value.dtype != np.int8:
         value = value.astype(np.int32)
@@ -61,19 +62,32 @@ def write_operand(memory: Memory, operand: Operand, value: NDArray[Any]) -> None
     # A value that broadcasts along the channels has to be laid out before it can be packed.
     if value.shape[2] != operand.c:
         value = np.broadcast_to(value, (*value.shape[:2], operand.c))
-    np.copyto(place, pack(value, bits))
+    packed = pack(value, bits)
+    for rows, place in _elements(memory, operand):
+        np.copyto(place, _part(packed, rows))
 
 
-def _elements(memory: Memory, operand: Operand) -> NDArray[Any]:
-    """Return an operand's elements in place; codes as packed bytes."""
+def _part(value: NDArray[Any], rows: slice) -> NDArray[Any]:
+    """Return rows of a value, or the one that it has for all of them."""
+    return value if value.shape[0] == 1 else value[rows]
+
+
+def _elements(memory: Memory, operand: Operand) -> list[tuple[slice, NDArray[Any]]]:
+    """Return an operand's elements in place, run by run of its rows; codes as packed bytes."""
     if operand.format in CODE_FORMATS:
         count, size = code_bytes(operand.c, CODE_FORMATS[operand.format]), 1
         dtype = "u1"
     else:
         dtype = _DTYPES[operand.format]
         count, size = operand.c, np.dtype(dtype).itemsize
-    shape = (operand.h, operand.w, count)
-    return memory.view(dtype, operand.address, shape, (operand.row, operand.pixel, size))
+    strides = (operand.row, operand.pixel, size)
+    found, begin = [], 0
+    for first, rows in ring_runs(operand.top, operand.h, operand.ring):
+        address = operand.address + first * operand.row
+        view = memory.view(dtype, address, (rows, operand.w, count), strides)
+        found.append((slice(begin, begin + rows), view))
+        begin += rows
+    return found
 
 
 def _farthest(value: NDArray[Any]) -> int:

@@ -28,6 +28,8 @@ SCHEMES = ("W8A8", "W4A4", "W8A8->W4A4", "W8A8->W3A3", "W8A8->W2A2", "W4A8->W8A4
 class ExactNetwork(NetworkBuilder):
     """Draws operators that mean the same to the bit everywhere: IEEE operations alone."""
 
+    highest = 16  # rows of what is resized
+
     def activation(self) -> Any:
         x = self.pick()
         c = self.shape(x)[3]
@@ -50,7 +52,7 @@ class ExactNetwork(NetworkBuilder):
         return self.concat()
 
     def resize(self) -> Any:
-        x = self.pick(lambda v: self.shape(v)[1] <= 16)
+        x = self.pick(lambda v: self.shape(v)[1] <= self.highest)
         _, h, w, _ = self.shape(x)
         made = op.image.resize2d(
             x,
@@ -61,6 +63,26 @@ class ExactNetwork(NetworkBuilder):
             rounding_method="floor",
         )
         return self.emit(made, "resize")
+
+
+class TallNetwork(ExactNetwork):
+    """Planes of many rows and few columns: what cascades are for."""
+
+    planes = ((64, 6), (75, 5), (96, 4))
+    highest = 48
+
+    def resize(self) -> Any:
+        if all(self.shape(v)[1] > self.highest for v in self.pool):
+            return self.conv()
+        return super().resize()
+
+    def transposed(self) -> Any:
+        return self.conv()
+
+
+def tall_network(seed: int, operators: int = 8) -> tvm.IRModule:
+    """Return a random exact module of tall planes."""
+    return TallNetwork(seed).build(operators)
 
 
 def exact_network(seed: int, operators: int = 8) -> tvm.IRModule:

@@ -147,8 +147,8 @@ def test_every_flipped_byte_is_noticed(place, flip):
 
 
 def test_other_versions_and_missing_files(tmp_path):
-    newer = GOOD[:8] + struct.pack("<I", 2) + GOOD[12:]
-    with pytest.raises(ArtifactError, match="format version 2, this program reads 1; compile"):
+    newer = GOOD[:8] + struct.pack("<I", 3) + GOOD[12:]
+    with pytest.raises(ArtifactError, match="format version 3, this program reads 2; compile"):
         from_bytes(newer, "x")
     with pytest.raises(ArtifactError, match=r"nowhere.npu' cannot be read .*; compile"):
         read_stream(tmp_path / "nowhere.npu")

@@ -1,0 +1,310 @@
+"""Cascades: kernels that take turns band by band, so that tensors between them stay in SRAM.
+
+A tensor that is too large for the SRAM stays there nevertheless if its readers follow its maker
+closely: a circular buffer holds the rows that are still to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from resq_tvm.passes.npu.items import Item, ProgramItems
+from resq_tvm.passes.npu.memory import Arena, Value, keep_on_chip
+from resq_tvm.schedules.context import ceil_div
+from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.npu.bands import (
+    Stage,
+    Turn,
+    can_run_by_bands,
+    order_of_bands,
+    rows_between,
+)
+from resq_tvm.schedules.npu.context import ALIGNMENT
+from resq_tvm.schedules.npu.emit import Footprint, footprint
+from resq_tvm.schedules.npu.tensors import channel_bytes, format_of
+from resq_tvm.schedules.spec import Conv, FusedKernel, TensorSpec
+from resq_tvm.targets.npu.commands import format_bits
+from resq_tvm.targets.npu.description import Npu
+from resq_tvm.targets.preset import Target
+
+LENGTHS: Final = (16, 4, 8, 32)  # most kernels of a cascade; the first one unless it is measured
+_ROWS: Final = (16, 8, 4, 2, 1)  # of a band of the kernel with the most rows
+_BLOCKS: Final = 4  # of output channels of a tile at most
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Items ``first`` to ``last`` of a program, which take turns.
+
+    Attributes
+    ----------
+    turns : tuple of (int, int)
+        Item (counted from ``first``) and its band, in order.
+    decisions : tuple of Decision
+        Of the items.
+    rings : dict
+        Variable → rows that are there at once, of the tensors that stay in SRAM.
+    saved : int
+        Bytes that need not move between DRAM and SRAM.
+    """
+
+    first: int
+    last: int
+    turns: tuple[Turn, ...]
+    decisions: tuple[Decision, ...]
+    rings: Mapping[Any, int]
+    saved: int
+
+
+class Planner:
+    """Finds cascades of a program.
+
+    Parameters
+    ----------
+    program : ProgramItems
+        Its tensors have no places on chip yet, but for state.
+    target : Target
+    arena : (int, int)
+        Addresses of the SRAM for tensors.
+    working : int
+        Bytes of the SRAM for constants and tiles.
+    """
+
+    def __init__(
+        self, program: ProgramItems, target: Target, arena: tuple[int, int], working: int
+    ) -> None:
+        self.program, self.target, self.arena, self.working = program, target, arena, working
+        self._viewed = {program.root(v) for v in program.views}
+        self._known: dict[Any, tuple[Decision, Footprint] | None] = {}
+        self._cascades: dict[tuple[int, int], Cascade | None] = {}
+        self._outside = self._left_outside()
+
+    def plan(self, longest: int) -> list[Cascade]:
+        """Return cascades that do not overlap and save as much as possible, in order.
+
+        Of several that save as much, long ones: they do more of what takes DRAM and of what takes
+        products at the same time.
+
+        Parameters
+        ----------
+        longest : int
+            Kernels of a cascade at most.
+        """
+        found: list[Cascade] = []
+        for first, end in self._runs():
+            found += self._best(first, end, longest)
+        return found
+
+    def _left_outside(self) -> set[Any]:
+        """Return the tensors that would go through DRAM without cascades."""
+        values = {v: replace(value) for v, value in self.program.values.items()}
+        keep_on_chip(values.values(), Arena(*self.arena))
+        return {v for v, value in values.items() if value.memory == "dram"}
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """Yield runs of items that could take turns: the first, and the one behind the last."""
+        items = self.program.items
+        first = 0
+        for index in range(len(items) + 1):
+            if index < len(items) and self._may_take_turns(items[index]):
+                continue
+            if index - first > 1:
+                yield first, index
+            first = index + 1
+
+    @staticmethod
+    def _may_take_turns(item: Item) -> bool:
+        return item.call is None and item.kernel is not None and can_run_by_bands(item.kernel)
+
+    def _best(self, first: int, end: int, longest: int) -> list[Cascade]:
+        """Return the cascades among these items that save most altogether."""
+        best: list[tuple[int, tuple[Cascade, ...]]] = [(0, ())]
+        ending: dict[int, list[Cascade]] = {}
+        for begin in range(first, end - 1):
+            for last in range(begin + 1, min(begin + longest, end)):
+                if (begin, last) not in self._cascades:
+                    self._cascades[begin, last] = self.cascade(begin, last)
+                cascade = self._cascades[begin, last]
+                if cascade is None:
+                    break
+                ending.setdefault(last, []).append(cascade)
+        for index in range(first, end):
+            choices = [best[-1]]
+            for cascade in ending.get(index, []):
+                saved, before = best[cascade.first - first]
+                choices.append((saved + cascade.saved, (*before, cascade)))
+            best.append(max(choices, key=lambda c: (c[0], _links(c[1]))))
+        return list(best[-1][1])
+
+    def cascade(self, first: int, last: int) -> Cascade | None:
+        """Return the cascade of items ``first`` to ``last`` with the largest bands that fit."""
+        items = self.program.items[first : last + 1]
+        passing = self._passing(first, last)
+        highest = max(i.kernel.h for i in items if i.kernel is not None)
+        for ahead in (1, 0):
+            for rows in _ROWS:
+                found = self._with_bands(first, items, passing, rows / highest, ahead)
+                if found is not None:
+                    return found
+        return None
+
+    def _passing(self, first: int, last: int) -> dict[Any, Value]:
+        """Return the tensors that are made and read among these items alone."""
+        return {
+            var: value
+            for var, value in self.program.values.items()
+            if not isinstance(var, str)
+            and value.movable
+            and not value.fixed
+            and value.readers > 0
+            and first <= value.first
+            and value.last <= last
+            and var not in self._viewed
+        }
+
+    def _with_bands(
+        self,
+        first: int,
+        items: Sequence[Item],
+        passing: Mapping[Any, Value],
+        part: float,
+        ahead: int,
+    ) -> Cascade | None:
+        """Return the cascade whose bands are this part of a plane each, if it fits."""
+        stages, decisions = [], []
+        kept = widest = 0
+        root = self.program.root
+        for number, item in enumerate(items):
+            kernel = item.kernel
+            assert kernel is not None
+            rows = max(1, int(kernel.h * part))
+            reads, writes = tuple(map(root, item.reads)), tuple(map(root, item.results))
+            inside = {
+                s.name
+                for s, v in zip((*kernel.inputs, *kernel.outputs), (*reads, *writes), strict=True)
+                if v in passing
+            }
+            sized = self._sized(first + number, kernel, rows, frozenset(inside))
+            if sized is None:
+                return None
+            decision, taken = sized
+            kept, widest = kept + taken.kept, max(widest, taken.passing)
+            stages.append(Stage(kernel, rows, reads, writes))
+            decisions.append(decision)
+        if kept + widest > self.working:
+            return None
+        turns = order_of_bands(stages, ahead)
+        between = rows_between(stages, turns)
+        rings = {v: min(between[v], value.spec.h) for v, value in passing.items()}
+        begin, end = self.arena
+        needed = sum(_ring_bytes(value.spec, rings[v]) for v, value in passing.items())
+        if needed > end - begin:
+            return None
+        saved = sum(
+            value.nbytes * (1 + value.readers) for v, value in passing.items() if v in self._outside
+        )
+        last = first + len(items) - 1
+        return Cascade(first, last, tuple(turns), tuple(decisions), rings, saved)
+
+    def _sized(
+        self, index: int, kernel: FusedKernel, rows: int, inside: frozenset[str]
+    ) -> tuple[Decision, Footprint] | None:
+        """Return how a kernel runs by bands and what it takes; None if it cannot."""
+        key = (index, rows, inside)
+        if key not in self._known:
+            self._known[key] = by_bands(_resident(kernel, inside), rows, self.target)
+        return self._known[key]
+
+
+def _links(cascades: Sequence[Cascade]) -> int:
+    return sum(c.last - c.first for c in cascades)
+
+
+def by_bands(kernel: FusedKernel, rows: int, target: Target) -> tuple[Decision, Footprint] | None:
+    """Return a decision with tiles of so many rows and what it takes; None if none fits.
+
+    Parameters
+    ----------
+    kernel : FusedKernel
+    rows : int
+    target : Target
+        An NPU.
+    """
+    assert target.npu is not None
+    blocks = ceil_div(kernel.c, target.npu.matrix.outputs)
+    is_conv = isinstance(kernel.anchor, Conv)
+    decision = Decision(
+        "bands", "matrix" if is_conv else "vector", rows, kernel.w,
+        min(blocks, _BLOCKS) if is_conv else blocks, inner_o=True, parallel=False,
+    )  # fmt: skip
+    narrowest = _least_blocks(kernel, target.npu) if is_conv else blocks
+    while True:
+        taken = footprint(kernel, decision, target)
+        if taken is not None:
+            return decision, taken
+        if decision.tile_o > narrowest:
+            decision = replace(decision, tile_o=ceil_div(decision.tile_o, 2))
+        elif decision.tile_x > target.npu.matrix.pixels:
+            decision = replace(decision, tile_x=ceil_div(decision.tile_x, 2))
+        elif is_conv and decision.tile_o > 1:
+            decision = replace(decision, tile_o=ceil_div(decision.tile_o, 2))
+        else:
+            return None
+
+
+def _least_blocks(kernel: FusedKernel, npu: Npu) -> int:
+    """Return the blocks of output channels of which a pixel is a whole burst of the DRAM."""
+    least = 1
+    for spec in (*kernel.inputs, *kernel.outputs):
+        if spec.memory != "sram" and spec.c == kernel.c:
+            channels = ceil_div(8 * npu.dram.burst_bytes, format_bits(format_of(spec)))
+            least = max(least, ceil_div(channels, npu.matrix.outputs))
+    return min(least, ceil_div(kernel.c, npu.matrix.outputs))
+
+
+def _resident(kernel: FusedKernel, names: frozenset[str]) -> FusedKernel:
+    """Return a kernel of whose tensors these stay in SRAM."""
+
+    def lay(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, memory="sram") if spec.name in names else spec
+
+    return replace(
+        kernel,
+        inputs=tuple(map(lay, kernel.inputs)),
+        outputs=tuple(map(lay, kernel.outputs)),
+    )
+
+
+def _ring_bytes(spec: TensorSpec, rows: int) -> int:
+    nbytes = rows * spec.w * int(channel_bytes(spec, spec.c))
+    return ceil_div(nbytes, ALIGNMENT) * ALIGNMENT
+
+
+def place_cascades(program: ProgramItems, cascades: Sequence[Cascade], arena: Arena) -> None:
+    """Give what passes through cascades its places, and all their tensors longer lives.
+
+    Kernels of a cascade run at the same time: what one of them makes or reads is there from the
+    first to the last.
+
+    Parameters
+    ----------
+    program : ProgramItems
+    cascades : sequence of Cascade
+    arena : Arena
+        The part of SRAM that is for tensors; nothing else was placed yet in the cascades' time.
+    """
+    for cascade in cascades:
+        for value in program.values.values():
+            if cascade.first < value.first <= cascade.last:
+                value.first = cascade.first
+            if cascade.first <= value.last < cascade.last:
+                value.last = cascade.last
+        for var, rows in cascade.rings.items():
+            value = program.values[var]
+            if rows < value.spec.h:
+                value.spec = replace(value.spec, ring=rows)
+            address = arena.place(value.nbytes, value.first, value.last)
+            assert address is not None  # the planner counted
+            value.memory, value.address = "sram", address
