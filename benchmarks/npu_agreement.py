@@ -19,6 +19,7 @@ import numpy as np
 import resq_tvm as resq
 from benchmarks.networks import workload
 from benchmarks.record import record
+from resq_tvm.device import fingerprint
 from resq_tvm.errors import CompileError
 from resq_tvm.keyframes import KeyframePolicy
 from resq_tvm.quantize.qnet import QuantizedNetwork
@@ -110,7 +111,8 @@ def main() -> None:
                 print(table[-1], "host:", row["host"] or "nothing", flush=True)
     if args.record:
         frames_text = f"one keyframe and {args.frames - 1} residual frames, state in {STATE}"
-        record("NPU programs against the reference executor", [frames_text, "", *table])
+        lines = [frames_text, "", *table]
+        record("NPU programs against the reference executor", lines, fingerprint())
     if failed:
         raise SystemExit("programs differ from the reference, or race")
 

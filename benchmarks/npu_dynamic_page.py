@@ -142,6 +142,8 @@ class BreakEven:
 
     Attributes
     ----------
+    thresholds : tuple of float
+        The least and the largest of the network's.
     frame : Programs
         W8A8, every frame on its own.
     statics : tuple of Programs
@@ -150,6 +152,7 @@ class BreakEven:
         One per share of `SHARES`.
     """
 
+    thresholds: tuple[float, float]
     frame: Programs
     statics: tuple[Programs, ...]
     points: tuple[Programs, ...]
@@ -287,9 +290,11 @@ def break_even_lines(found: BreakEven) -> list[str]:
 
 def break_even_page(results: Sequence[BreakEven]) -> list[str]:
     """Return the section of a network."""
+    low, high = results[0].thresholds
+    told = f"tau = {low:g}" if low == high else f"tau from {low:.1g} to {high:.1g}, fitted"
     return [
-        f"A residual frame of {results[0].points[0].scheme}, of which a rectangle was replaced by "
-        f"noise. All cycles are simulated, in millions. {UNITS_TOLD}",
+        f"A residual frame of {results[0].points[0].scheme}, {told}, of which a rectangle was "
+        f"replaced by noise. All cycles are simulated, in millions. {UNITS_TOLD}",
         "",
         *_table(
             "machine | residual frame | blocks by bits | cycles | / frame W8A8 "

@@ -59,6 +59,7 @@ def test_only_the_matrix_unit_has_less_to_do(net: Network, tmp_path: Path) -> No
         net=net, dynamic=dynamic, prepare=make_preprocessor(None, net.inputs)
     )  # fmt: skip
     found = measure_break_even(subject, Bench(tmp_path, ["npu-mobile"]), "npu-mobile")  # type: ignore[arg-type]
+    assert found.thresholds == (3e-4, 3e-4)
     works = [point.frame for point in found.points]
     assert works[0].blocks == {0: 1.0}
     empty = [work.blocks[0] for work in works[:-1]] + [works[-1].blocks.get(0, 0.0)]
@@ -101,8 +102,10 @@ def test_the_page_of_a_break_even_says_up_to_where_skipping_pays() -> None:
     rising = (1_000_000, 1_500_000, 2_000_000, 2_500_000, 3_500_000)
     points = tuple(programs(work(4_000_000), work(c, matrix=c)) for c in rising)
     statics = (programs(work(4_000_000), work(4_000_000)), programs(work(1), work(900_000)))
-    found = BreakEven(FRAME, statics, points)
+    found = BreakEven((3e-4, 3e-4), FRAME, statics, points)
     lines = break_even_page([found])
+    assert "tau = 0.0003" in lines[0] and "simulated" in lines[0]
+    assert "tau from 0.0003 to 2" in break_even_page([replace(found, thresholds=(3e-4, 2.0))])[0]
     assert len([line for line in lines if line.startswith("| npu-x |")]) == len(SHARES) + 3
     # 3 million lie halfway between those of 50 % and 100 %.
     assert found.stops_paying(3_000_000) == pytest.approx(0.75)
