@@ -79,20 +79,29 @@ class _Composite:
 
 @tvm.transform.module_pass(opt_level=0, name="FuseKernels")
 class FuseKernels:
-    """Turn the bindings of ``keyframe`` and ``residual`` into calls of composite functions."""
+    """Turn the bindings of ``keyframe`` and ``residual`` into calls of composite functions.
+
+    Parameters
+    ----------
+    apart : set of str
+        Elementwise operators that the target lacks: they stay opaque.
+    """
+
+    def __init__(self, apart: frozenset[str] = frozenset()) -> None:
+        self.apart = apart
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Return a module with the two programs fused; other functions are dropped."""
         out = tvm.IRModule()
         for name in ("keyframe", "residual"):
             if name in [g.name_hint for g in mod.get_global_vars()]:
-                _Fuser(name, mod[name]).into(out)
+                _Fuser(name, mod[name], self.apart).into(out)
         return out
 
 
 class _Fuser:
-    def __init__(self, program: str, func: Any) -> None:
-        self.program = program
+    def __init__(self, program: str, func: Any, apart: frozenset[str]) -> None:
+        self.program, self.apart = program, apart
         self.graph = Graph.of(func)
         self.producers = self.graph.producers
         self.groups: list[_Group | Any] = []  # a _Group, or the variable of an opaque operator
@@ -153,7 +162,7 @@ class _Fuser:
         return len(shape_of(var)) == 4
 
     def _is_elementwise(self, var: Any, call: Any, reads: list[Any]) -> bool:
-        if op_name(call) not in _ELEMENTWISE:
+        if op_name(call) not in _ELEMENTWISE or op_name(call) in self.apart:
             return False
         h, w, c = plane_of(var)
         return all(plane_of(v) in ((h, w, c), (1, 1, c), (1, 1, 1)) for v in reads)

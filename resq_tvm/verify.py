@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from tvm import relax
 from tvm.runtime.vm import VirtualMachine
 
+from resq_tvm.errors import TargetError
 from resq_tvm.passes.graph import Graph, inputs_of, op_name, recall
 from resq_tvm.passes.lower import KernelRecord
 from resq_tvm.reference.executor import Executor
 from resq_tvm.schedules.meaning import is_exact
 from resq_tvm.schedules.spec import CodeFormat, TensorSpec
+from resq_tvm.targets.toolchain import is_foreign
 from resq_tvm.workspace import StreamWorkspace
 
 if TYPE_CHECKING:
@@ -108,7 +110,18 @@ def verify(
         Canonical (NHWC) frames of a network with one input; the first is a keyframe.
     period : int, optional
         A keyframe every so many frames; by default the first alone.
+
+    Raises
+    ------
+    TargetError
+        If it is compiled for another machine than this CPU.
     """
+    target = compiled.target
+    if target.npu is not None or is_foreign(target):
+        raise TargetError(
+            f"target {target.name!r}: its kernels do not run on this CPU; hold an artifact's "
+            "session against resq_tvm.reference.session.ReferenceSession"
+        )
     report = VerifyReport()
     chains = _Chains(compiled, report)
     state: Any = None

@@ -10,6 +10,7 @@ from resq_tvm.passes.kernel_spec import Thresholds, read_kernel
 from resq_tvm.passes.layouts import Plan, renamed
 from resq_tvm.passes.limits import CodeLimits
 from resq_tvm.passes.lower import layer_of
+from resq_tvm.passes.npu.choices import choose_apart, chooses_late
 from resq_tvm.passes.npu.host import VIEWS
 from resq_tvm.passes.npu.memory import Value
 from resq_tvm.passes.npu.support import can_move, misfits
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Item:
-    """One step of a program: a kernel of the NPU, or a call of the host."""
+    """One step of a program: a kernel of the NPU, or a call of the host.
+
+    Tensors are variables of the fused program; those that only commands know have names.
+    """
 
     var: Any
     reads: list[Any]
@@ -42,6 +46,7 @@ class ProgramItems:
         self.items: list[Item] = []
         self.views: dict[Any, Any] = {}  # variable → the one whose bytes it shows
         self.maps: dict[Any, TensorSpec] = {}
+        self.fine: dict[str, TensorSpec] = {}  # what kernels leave to choose from, by name
         self.bits: dict[Any, int] = {}
         self.complaints: list[str] = []
         limits = CodeLimits()
@@ -86,13 +91,26 @@ class ProgramItems:
         )
         kernel = replace(kernel, outputs=outputs)
         kernel = self._with_maps(kernel, list(call.args), results)
-        item = Item(var, list(call.args), results, layer=layer_of(func))
-        item.kernel = kernel
+        layer = layer_of(func)
+        if chooses_late(kernel, self.target):
+            first, second = choose_apart(kernel)
+            fine = {s.name: s for s in second.inputs}
+            self.fine.update(fine)
+            made = [
+                s.name if s.name in fine else v for s, v in zip(first.outputs, results, strict=True)
+            ]
+            chosen = [v for v, m in zip(results, made, strict=True) if isinstance(m, str)]
+            self.items.append(Item(var, list(call.args), made, first, layer))
+            self.items.append(Item(second.name, list(fine), chosen, second))
+            return
+        item = Item(var, list(call.args), results, kernel, layer)
         item.call = call if moved else None
         self.items.append(item)
 
     def spec(self, var: Any) -> TensorSpec:
         """Return a variable's tensor with the bits that it takes in memory."""
+        if isinstance(var, str):
+            return self.fine[var]
         return replace(self.plan.spec(var), bits=self.bits.get(var, 0))
 
     def _with_maps(self, kernel: FusedKernel, reads: list[Any], results: list[Any]) -> FusedKernel:

@@ -16,6 +16,7 @@ from resq_tvm.errors import CompileError
 from resq_tvm.passes.fuse import FuseKernels
 from resq_tvm.passes.npu.cascade import LENGTHS, Cascade
 from resq_tvm.passes.npu.lowering import LoweredNpu, Lowering, Plans
+from resq_tvm.passes.npu.support import absent_operators
 from resq_tvm.passes.partition import Partition
 from resq_tvm.schedules.choice import Decider, by_rules
 from resq_tvm.targets.npu.timing import simulate
@@ -65,7 +66,8 @@ def lower_npu(
     partition: Any = Partition(state_dtype, False)
     mod = partition(mod)
     see("partitioned", mod)
-    fuse: Any = FuseKernels()
+    assert target.npu is not None
+    fuse: Any = FuseKernels(absent_operators(target.npu))
     mod = fuse(mod)
     see("fused", mod)
     if cascades not in (True, False, "auto"):

@@ -11,9 +11,25 @@ from resq_tvm.schedules.spec import (
     Resize,
     Window,
 )
-from resq_tvm.targets.npu.description import FUNCTIONS, Npu
+from resq_tvm.targets.npu.description import Npu
 
+# Relax operator → the function of the vector unit that it takes.
+_FUNCTIONS = {
+    "relax.divide": "div",
+    "relax.exp": "exp",
+    "relax.sigmoid": "sigmoid",
+    "relax.nn.silu": "sigmoid",
+    "relax.tanh": "tanh",
+    "relax.sqrt": "sqrt",
+    "relax.erf": "erf",
+    "relax.nn.gelu": "erf",
+}
 _OPERATORS = {Pool: "pool", GlobalMean: "mean", Resize: "resize", Window: "window"}
+
+
+def absent_operators(npu: Npu) -> frozenset[str]:
+    """Return the elementwise Relax operators that an NPU does not have."""
+    return frozenset(op for op, name in _FUNCTIONS.items() if name not in npu.vector.functions)
 
 
 def misfits(kernel: FusedKernel, npu: Npu) -> list[str]:
@@ -30,8 +46,6 @@ def misfits(kernel: FusedKernel, npu: Npu) -> list[str]:
     operator = _OPERATORS.get(type(kernel.anchor))
     if operator is not None and operator not in npu.vector.operators:
         found.append(operator)
-    functions = {n.op for n in kernel.nodes if n.op in FUNCTIONS}
-    found += sorted(functions - set(npu.vector.functions))
     if kernel.gate is not None and "gate" not in npu.vector.operators:
         found.append("the gate of changed blocks")
     choices = [s.choice for s in kernel.stores if s.choice is not None]

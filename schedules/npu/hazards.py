@@ -86,7 +86,7 @@ class _Scratch:
 
 
 class _Tensor:
-    """A tensor's writes in order; its reads only as counts, since nothing is written twice."""
+    """A tensor's writes in order; its reads only as counts: bytes are written once, then read."""
 
     def __init__(self, memory: str, start: int, end: int, birth: Counts) -> None:
         self.memory, self.start, self.end = memory, start, end
@@ -106,9 +106,7 @@ class _Tensor:
 
     def write(self, start: int, end: int, engine: Engine, count: int) -> Counts:
         self.writes.setdefault(engine, []).append((start, end, count))
-        waits = dict(self.birth)
-        _merge(waits, self.reads)
-        return waits
+        return dict(self.birth)
 
     def drained(self) -> _Tensor:
         """Return the tensor after everything has ended."""

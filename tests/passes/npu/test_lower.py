@@ -8,6 +8,7 @@ gives the same bits (docs/numerics.md).
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,8 @@ from tvm import relax
 
 from resq_tvm.errors import CompileError
 from resq_tvm.passes.npu.lower import lower_npu
-from resq_tvm.targets.npu.commands import HostCall
+from resq_tvm.targets.npu.commands import HostCall, Matrix
+from resq_tvm.targets.npu.description import OPERATORS
 from resq_tvm.targets.npu.timing import simulate
 from resq_tvm.targets.preset import get_target
 from tests.graphs import annotated, frames, random_network, with_policy
@@ -230,16 +232,47 @@ def test_what_the_machine_lacks_runs_on_the_host():
             np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
 
 
-def test_what_cannot_run_is_listed_at_once():
+def test_codes_that_the_host_writes_take_whole_bytes():
+    mod = annotated(network(spatial, (1, 6, 6, 3)), "W4A4")
+    wide, narrow = set(), set()
+    for operators, found in (((), wide), (OPERATORS, narrow)):
+        device = Device(mod, machine(operators=operators), state_dtype="float32")
+        stream = device.lowered.stream
+        found |= {c.source.bits for p in stream.programs.values() for c in p.commands
+                  if isinstance(c, Matrix)}  # fmt: skip
+        calls = [i for p in stream.programs.values() for i in p.items if isinstance(i, HostCall)]
+        formats = {place.format for call in calls for place in (*call.reads, *call.writes)}
+        assert formats <= {"f32", "f16", "c8"}
+    assert (wide, narrow) == ({4, 8}, {4})
+
+
+def test_functions_that_the_machine_lacks_run_on_the_host_behind_a_layer():
     def build(emit: Any, x: Any) -> list[Any]:
         a = emit(op.sigmoid(emit(conv(x, 8), "a")), "sa")
         b = emit(op.tanh(emit(conv(a, 8), "b")), "tb")
         return [emit(conv(b, 4), "c")]
 
-    mod = annotated(network(build), "W8A8")
+    mod = annotated(network(build), "W8A8->W8A8")
+    full = Device(mod, machine(), state_dtype="float32")
+    bare = Device(mod, machine(functions=("tanh",)), state_dtype="float32")
+    assert not any(full.lowered.opaque.values())
+    told = [name for names in bare.lowered.opaque.values() for name in names]
+    assert told and all("sigmoid" in name for name in told)
+    for number, frame in enumerate(frames(mod, 3)):
+        for got, want in zip(bare.frame(number, frame), full.frame(number, frame), strict=True):
+            np.testing.assert_allclose(got, want, atol=0.02 * np.abs(want).max())
+
+
+def test_what_cannot_run_is_listed_at_once():
+    gate = GATES["far reach"]
+    mod = with_policy(annotated(network(two_layers), "W8A8->W8A{0,8}"), 0.5, gate)
     with pytest.raises(CompileError) as caught:
-        lower_npu(mod, machine(functions=("exp",)), state_dtype="float16")
+        lower_npu(mod, machine(operators=()), state_dtype="float16")
     text = str(caught.value)
-    assert text.startswith("2 kernel(s) cannot run on npu-drawn: ")
-    assert "(sigmoid); " in text and "(tanh); " in text and "\n" not in text
-    lower_npu(mod, machine(functions=("sigmoid", "tanh")), state_dtype="float16")
+    assert re.match(r"(\d) kernel\(s\) cannot run on npu-drawn: ", text)
+    listed = text.partition(": ")[2].partition("; use a machine")[0].split("; ")
+    assert len(listed) == int(text[0]) >= 2 and "\n" not in text
+    assert all(name.startswith("residual_") for name in listed)
+    assert sum("the choice of bits" in name for name in listed) == 2
+    assert sum("the gate of changed blocks" in name for name in listed) == 1
+    lower_npu(mod, machine(operators=("choose", "gate")), state_dtype="float16")

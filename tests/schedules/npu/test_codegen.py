@@ -15,7 +15,8 @@ from resq_tvm.schedules.npu.expressions import number_of
 from resq_tvm.schedules.npu.intrinsics import extent, least, most
 from resq_tvm.schedules.npu.single import ENTRY, single
 from resq_tvm.targets.npu.commands import Load, Matrix, Store, Transfer, Vector
-from tests.schedules.npu.harness import codes, conv_anchor, machine, residual_kernel
+from tests.schedules.npu.harness import machine
+from tests.schedules.npu.kernels import codes, conv_anchor, residual_kernel
 
 X, Y = (tirx.Var(name, "int32") for name in "xy")
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from resq_tvm.schedules import meaning
 from resq_tvm.schedules.npu.groups import join_groups
-from tests.schedules.npu.harness import codes, conv_anchor, machine, sums_kernel
+from tests.schedules.npu.harness import machine
+from tests.schedules.npu.kernels import codes, conv_anchor, sums_kernel
 
 
 def grouped(rng, groups, inputs, outputs, parts=1):

@@ -214,9 +214,8 @@ def test_after_a_drain_nothing_waits_for_what_came_before():
     hazards.drain()
     assert hazards.command(Engine.LOAD, [Access("t", 0, 100)], []) == ()
     assert hazards.command(Engine.VECTOR, [Access("sram", 0, 64)], []) == ()
-    assert hazards.command(Engine.STORE, [Access("sram", 0, 64)], [Access("t", 0, 100)]) == (
-        (Engine.LOAD, 2),
-    )
+    hazards.declare("u", "dram", 50, 150)
+    assert hazards.command(Engine.STORE, [], [Access("u", 50, 150)]) == ((Engine.LOAD, 2),)
 
 
 def test_programs_of_the_property_do_clash():

@@ -10,16 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from resq_tvm.schedules.npu.emit import fits
-from tests.schedules.npu.harness import (
-    check,
+from tests.schedules.npu.harness import check, has_room, machine, machines
+from tests.schedules.npu.kernels import (
     codes,
     conv_anchor,
     decisions,
     floats,
-    has_room,
     limit,
-    machine,
-    machines,
     residual_kernel,
     sums_kernel,
     transposed_anchor,

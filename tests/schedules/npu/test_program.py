@@ -24,7 +24,7 @@ from resq_tvm.schedules.spec import (
     Window,
 )
 from resq_tvm.targets.npu.commands import Step
-from tests.schedules.npu.harness import CODE, codes, conv_anchor, floats, residual_kernel
+from tests.schedules.npu.kernels import CODE, codes, conv_anchor, floats, residual_kernel
 
 NUMBERS = st.floats(width=32, allow_nan=False)
 FACTS = st.one_of(

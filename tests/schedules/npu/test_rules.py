@@ -11,15 +11,8 @@ from resq_tvm.schedules.npu.rules import decide_bands, decide_npu
 from resq_tvm.schedules.npu.single import ENTRY, single
 from resq_tvm.schedules.spec import FusedKernel, GlobalMean, Node, Store, Walk
 from resq_tvm.targets.npu.commands import Load, Matrix, Transfer, Vector
-from tests.schedules.npu.harness import (
-    CODE,
-    check,
-    codes,
-    conv_anchor,
-    floats,
-    machine,
-    residual_kernel,
-)
+from tests.schedules.npu.harness import check, machine
+from tests.schedules.npu.kernels import CODE, codes, conv_anchor, floats, residual_kernel
 
 
 def layer(rng, h=16, w=24, c=32, out=40):
@@ -60,6 +53,17 @@ def test_tiles_shrink_with_the_accumulators_and_stay_right(rng):
         areas.append(area(decision, kernel))
         _inside(check(kernel, target, rng, decision=decision), target)
     assert areas == sorted(areas, reverse=True) and areas[0] > 4 * areas[-1]
+
+
+def test_accumulators_are_handed_out_in_whole_bursts(rng):
+    """31 pixels of 8 sums are 992 bytes, which take 1024."""
+    anchor = conv_anchor(rng, (4,), 8)
+    kernel = residual_kernel(rng, anchor, (codes("x0", 1, 31, 4),), 1, 31)
+    whole = Decision("whole", "matrix", 1, 31, 1, parallel=False)
+    for accumulators, there in ((1000, False), (1024, True)):
+        target = machine(accumulators=accumulators)
+        assert fits(kernel, whole, target) == there
+        check(kernel, target, rng, decision=whole if there else None)
 
 
 def _inside(made, target):

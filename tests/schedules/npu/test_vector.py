@@ -21,17 +21,8 @@ from resq_tvm.schedules.spec import (
     Walk,
     Window,
 )
-from tests.schedules.npu.harness import (
-    CODE,
-    check,
-    codes,
-    decisions,
-    floats,
-    has_room,
-    limit,
-    machine,
-    machines,
-)
+from tests.schedules.npu.harness import check, has_room, machine, machines
+from tests.schedules.npu.kernels import CODE, codes, decisions, floats, limit
 
 MEMORIES = ("", "sram")
 FLOATS = ("float32", "float16")
