@@ -44,7 +44,7 @@ def run_phases(
     observe: Observer | None = None,
     decide: Decider | None = None,
     state_memory: str = "auto",
-    cascades: bool | str = False,
+    cascades: str = "off",
 ) -> Lowered:
     """Partition → fuse → lower a calibrated module; for an NPU, to its commands.
 
@@ -58,7 +58,7 @@ def run_phases(
         Takes the decision about every kernel; the target's rules by default.
     state_memory : str
         Of an NPU: where it keeps state (`resq_tvm.passes.npu.lower.lower_npu`).
-    cascades : bool or str
+    cascades : str
         Of an NPU: whether kernels take turns band by band of rows; ``"auto"``: where that is
         faster in the simulator.
 
@@ -82,7 +82,7 @@ def run_phases(
             state_memory=state_memory,
             cascades=cascades,
         )
-    if cascades:
+    if cascades in ("on", "search"):
         raise CompileError(f"cascades are for NPUs, and {target.name} is none; leave them out")
     if state_memory != "auto":
         raise CompileError(

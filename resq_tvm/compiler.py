@@ -22,7 +22,7 @@ from resq_tvm.passes.pipeline import Observer, dump_to, generate_code, run_phase
 from resq_tvm.passes.policy import is_dynamic
 from resq_tvm.processing.config import ProcessingConfig
 from resq_tvm.quantize.qnet import QuantizedNetwork
-from resq_tvm.schedules.choice import Decider, fallbacks, preferring
+from resq_tvm.schedules.choice import CASCADE, Decider, fallbacks, preferring
 from resq_tvm.schedules.signature import signature
 from resq_tvm.schedules.space import tunable
 from resq_tvm.schedules.tuning.records import decider
@@ -55,7 +55,7 @@ def compile(
     output: str | Path | None = None,
     state_dtype: str = "float16",
     state_memory: str = "auto",
-    cascades: bool | str = False,
+    cascades: str = "auto",
     frame_program: bool = True,
     database: str | PathLike[str] = "shipped",
     device: str | None = None,
@@ -80,9 +80,10 @@ def compile(
         ``"float16"`` or ``"float32"``: how keyframe state is stored.
     state_memory : str
         Of an NPU: ``"sram"`` or ``"dram"`` keeps state there, ``"auto"`` leaves it to the planner.
-    cascades : bool or str
-        Of an NPU: kernels take turns band by band of rows, so that tensors between them need not
-        leave the chip. ``"auto"``: where that takes fewer simulated cycles; compiling takes longer.
+    cascades : str
+        Of an NPU: whether kernels take turns band by band of rows, so that tensors between them
+        need not leave the chip. ``"on"``, ``"off"``; ``"auto"``: in the programs that the cycle
+        model then finds faster; ``"search"``: with several plans, which takes longer.
     frame_program : bool
         Give an artifact that chooses bits a third program, ``frame``: a frame on its own without
         state, for frames on which residuals do not pay. Other artifacts have none, nor has an
@@ -148,7 +149,7 @@ def build(
     *,
     state_dtype: str = "float16",
     state_memory: str = "auto",
-    cascades: bool | str = False,
+    cascades: str = "auto",
     frame_program: bool = True,
     database: str | PathLike[str] = "shipped",
     device: str | None = None,
@@ -205,7 +206,7 @@ def build(
         "opaque": lowered.opaque,
         "bops": report.totals(),
         "options": {**qnet.options, "state_dtype": state_dtype}
-        | ({"cascades": cascades} if cascades else {}),
+        | ({"cascades": cascades} if preset.npu is not None else {}),
     }
     kernels = tunable_kernels(lowered, preset, qnet.period)
     return Compiled(executable, lowered.params, info, lowered, kernels, preset)
@@ -217,7 +218,7 @@ def lower_network(
     *,
     state_dtype: str = "float16",
     state_memory: str = "auto",
-    cascades: bool | str = False,
+    cascades: str = "auto",
     frame_program: bool = True,
     decide: Decider | None = None,
     observe: Observer | None = None,
@@ -301,7 +302,7 @@ def tunable_kernels(lowered: Lowered, target: Target, period: int) -> dict[str, 
             "runs": max(1, period - 1) if r.program == "residual" else 1,
         }
         for r in records
-        if tunable(r.kernel, target)
+        if r.origin != CASCADE and tunable(r.kernel, target)
     ]
     return {"footprint": state + constants, "kernels": kernels}
 

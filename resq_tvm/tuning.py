@@ -281,7 +281,7 @@ def _source(
     """Return the target, the tunable kernels, and what makes one of these a kernel again."""
     if isinstance(source, QuantizedNetwork):
         preset = get_target(target) if isinstance(target, str) else target
-        lowered, _ = lower_network(source, preset, state_dtype=state_dtype)
+        lowered, _ = lower_network(source, preset, state_dtype=state_dtype, cascades="off")
         known = {r.kernel.name: r.kernel for r in lowered.kernels.values()}
         kernels = tunable_kernels(lowered, preset, source.period)
         return preset, kernels, lambda entry: known[entry["name"]]

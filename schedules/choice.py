@@ -13,6 +13,7 @@ from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.targets.preset import Target
 
 HEURISTIC = "heuristic"
+CASCADE = "cascade"
 
 # Methods that do without a dot product, where the instruction set has one for that kind of layer.
 _PLAIN = {"avx512-vnni": frozenset({"taps"})}

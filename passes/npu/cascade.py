@@ -29,7 +29,8 @@ from resq_tvm.schedules.spec import FusedKernel, TensorSpec
 from resq_tvm.targets.preset import Target
 
 LENGTHS: Final = (16, 4, 8, 32)  # most kernels of a cascade; the first one unless it is measured
-_ROWS: Final = (16, 8, 4, 2, 1)  # of a band of the kernel with the most rows
+# Bands ahead, and rows of a band of the kernel with the most rows; the first that fit are taken.
+_ATTEMPTS: Final = tuple((ahead, rows) for ahead in (1, 0) for rows in (16, 8, 4, 2, 1))
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ class Planner:
         self._viewed = {program.root(v) for v in program.views}
         self._known: dict[Any, tuple[Decision, Footprint] | None] = {}
         self._cascades: dict[tuple[int, int], Cascade | None] = {}
+        self._stages: dict[tuple[int, int], Stage] = {}
+        self._numbers: dict[Any, int] = {}
+        self._attempts: dict[int, int] = {}  # first item → what the cascade before came to
         self._outside = self._left_outside()
 
     def plan(self, longest: int) -> list[Cascade]:
@@ -141,11 +145,13 @@ class Planner:
         items = self.program.items[first : last + 1]
         passing = self._passing(first, last)
         highest = max(i.kernel.h for i in items if i.kernel is not None)
-        for ahead in (1, 0):
-            for rows in _ROWS:
-                found = self._with_bands(first, items, passing, rows / highest, ahead)
-                if found is not None:
-                    return found
+        # What does not fit does not fit with one more kernel either.
+        for attempt in range(self._attempts.get(first, 0), len(_ATTEMPTS)):
+            ahead, rows = _ATTEMPTS[attempt]
+            found = self._with_bands(first, items, passing, rows / highest, ahead)
+            if found is not None:
+                self._attempts[first] = attempt
+                return found
         return None
 
     def _passing(self, first: int, last: int) -> dict[Any, Value]:
@@ -173,6 +179,7 @@ class Planner:
         """Return the cascade whose bands are this part of a plane each, if it fits."""
         stages, decisions = [], []
         kept = widest = 0
+        room = self.arena[1] - self.arena[0]
         root = self.program.root
         for number, item in enumerate(items):
             kernel = item.kernel
@@ -189,22 +196,49 @@ class Planner:
                 return None
             decision, taken = sized
             kept, widest = kept + taken.kept, max(widest, taken.passing)
-            stages.append(Stage(kernel, rows, reads, writes))
+            stages.append(self._stage(first + number, item, rows))
             decisions.append(decision)
-        if kept + widest > self.working:
+        if kept + widest > self.working or self._least_rings(items, passing, part) > room:
             return None
         turns = order_of_bands(stages, ahead)
         between = rows_between(stages, turns)
-        rings = {v: min(between[v], value.spec.h) for v, value in passing.items()}
-        begin, end = self.arena
-        needed = sum(_ring_bytes(value.spec, rings[v]) for v, value in passing.items())
-        if needed > end - begin:
+        rings = {v: min(between[self._number(v)], value.spec.h) for v, value in passing.items()}
+        if sum(_ring_bytes(value.spec, rings[v]) for v, value in passing.items()) > room:
             return None
         saved = sum(
             value.nbytes * (1 + value.readers) for v, value in passing.items() if v in self._outside
         )
         last = first + len(items) - 1
         return Cascade(first, last, tuple(turns), tuple(decisions), rings, saved)
+
+    def _least_rings(self, items: Sequence[Item], passing: Mapping[Any, Value], part: float) -> int:
+        """Return the bytes that circular buffers take at least: a band of each tensor."""
+        root = self.program.root
+        made = {
+            root(v): item.kernel.h
+            for item in items
+            for v in item.results
+            if item.kernel is not None
+        }
+        return sum(
+            _ring_bytes(value.spec, min(max(1, int(made[v] * part)), value.spec.h))
+            for v, value in passing.items()
+        )
+
+    def _stage(self, index: int, item: Item, rows: int) -> Stage:
+        """Return an item in bands of so many rows; its tensors are numbers: quick keys."""
+        key = (index, rows)
+        if key not in self._stages:
+            assert item.kernel is not None
+            reads, writes = (
+                tuple(self._number(self.program.root(v)) for v in tensors)
+                for tensors in (item.reads, item.results)
+            )
+            self._stages[key] = Stage(item.kernel, rows, reads, writes)
+        return self._stages[key]
+
+    def _number(self, var: Any) -> int:
+        return self._numbers.setdefault(var, len(self._numbers))
 
     def _sized(
         self, index: int, kernel: FusedKernel, rows: int, inside: frozenset[str]

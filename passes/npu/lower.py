@@ -8,7 +8,7 @@ get their places, PrimFuncs their addresses, and the commands of a program one s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import tvm
 
@@ -22,6 +22,8 @@ from resq_tvm.schedules.choice import Decider, by_rules
 from resq_tvm.targets.npu.timing import simulate
 from resq_tvm.targets.preset import Target
 
+CASCADES: Final = ("auto", "on", "off", "search")
+
 
 def lower_npu(
     mod: tvm.IRModule,
@@ -31,7 +33,7 @@ def lower_npu(
     decide: Decider | None = None,
     observe: Any = None,
     state_memory: str = "auto",
-    cascades: bool | str = False,
+    cascades: str = "off",
 ) -> LoweredNpu:
     """Partition, fuse and lower a calibrated module.
 
@@ -51,10 +53,10 @@ def lower_npu(
         ``"sram"``: keyframe state stays on the chip; ``"dram"``; ``"auto"``: on the chip if it
         takes half of what is there for tensors at most. State that the host reads or writes
         (outputs among it) lies in DRAM all the same.
-    cascades : bool or str
+    cascades : str
         Let kernels take turns band by band where that keeps tensors out of DRAM
-        (`resq_tvm.passes.npu.cascade`). ``"auto"``: of cascades of several lengths and none, those
-        with which a program takes the fewest simulated cycles.
+        (`resq_tvm.passes.npu.cascade`): ``"on"``, ``"off"``; ``"auto"``: in those programs that
+        the cycle model then finds faster; ``"search"``: tries cascades of several lengths.
 
     Raises
     ------
@@ -70,18 +72,18 @@ def lower_npu(
     fuse: Any = FuseKernels(absent_operators(target.npu))
     mod = fuse(mod)
     see("fused", mod)
-    if cascades not in (True, False, "auto"):
-        raise CompileError(f"cascades {cascades!r} is unknown; use True, False or 'auto'")
+    if cascades not in CASCADES:
+        raise CompileError(f"cascades {cascades!r} is unknown; use {', '.join(CASCADES)}")
 
     def lowering(plans: Plans) -> LoweredNpu:
         return Lowering(mod, target, decide or by_rules(target), state_memory, plans).run()
 
-    if cascades is False:
+    if cascades == "off":
         lowered = lowering({})
     else:
         scout = Lowering(mod, target, decide or by_rules(target), state_memory, {})
-        lengths = LENGTHS if cascades == "auto" else LENGTHS[:1]
-        lowered = _fastest(lowering, scout.plans(lengths), target, cascades == "auto")
+        lengths = LENGTHS if cascades == "search" else LENGTHS[:1]
+        lowered = _fastest(lowering, scout.plans(lengths), target, cascades != "on")
     see("lowered", lowered.module)
     return lowered
 

@@ -19,7 +19,7 @@ from resq_tvm.passes.npu.assemble import Emitted, ProgramWriter
 from resq_tvm.passes.npu.cascade import Cascade, Planner, place_cascades
 from resq_tvm.passes.npu.items import Item, ProgramItems
 from resq_tvm.passes.npu.memory import Arena, keep_on_chip, spill
-from resq_tvm.schedules.choice import Chosen, Decider
+from resq_tvm.schedules.choice import CASCADE, Chosen, Decider
 from resq_tvm.schedules.npu.codegen import Place
 from resq_tvm.schedules.npu.context import ALIGNMENT, working_bytes
 from resq_tvm.schedules.npu.emit import emit_npu
@@ -246,7 +246,7 @@ class Lowering:
                 continue
             kernel = self._placed(program, item)
             decision = banded.get(id(item))
-            chosen = self.decide(kernel) if decision is None else Chosen(decision, "cascade")
+            chosen = self.decide(kernel) if decision is None else Chosen(decision, CASCADE)
             func, constants = emit_npu(kernel, chosen.decision, self.target, thresholds)
             names = [self._param(f"{kernel.name}.{n}", a) for n, a in constants]
             order = list(self.params)

@@ -56,12 +56,12 @@ def compile(
         typer.Option("--state-memory", help="NPUs: where state lies: 'sram', 'dram' or 'auto'."),
     ] = "auto",
     cascades: Annotated[
-        bool,
+        str,
         typer.Option(
-            help="NPUs: let kernels take turns by bands of rows where the simulator finds that "
-            "faster; compiling takes longer.",
+            help="NPUs: kernels take turns by bands of rows: 'on', 'off', 'auto' where the cycle "
+            "model finds that faster, or 'search' (compiling takes longer).",
         ),
-    ] = False,
+    ] = "auto",
     override: Override = None,
     first_last: FirstLast = None,
     granularity: Granularity = "channel",
@@ -168,7 +168,7 @@ def compile(
             f"budget {budget!r} is a time, and target {preset.name}'s kernels cannot be timed "
             "here; use '40 % work'"
         )
-    if cascades and preset.npu is None:
+    if cascades != "auto" and preset.npu is None:
         raise ConfigError(f"--cascades is for NPUs, and {preset.name} is none; leave it out")
     if preset.npu is None:
         decider(preset, database, device=device, threads=tuned_threads)
@@ -211,7 +211,7 @@ def compile(
             output=output,
             state_dtype=state_dtype,
             state_memory=state_memory,
-            cascades="auto" if cascades else False,
+            cascades=cascades,
             frame_program=frame_program,
             database=database,
             device=device,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from resq_tvm.schedules.context import ceil_div
 from resq_tvm.schedules.resample import axis_table
@@ -44,15 +45,23 @@ class Stage:
         """Return the rows of every output that a band writes."""
         return band * self.rows, min((band + 1) * self.rows, self.kernel.h)
 
-    def read(self, band: int) -> Iterator[tuple[Hashable, Rows]]:
-        """Yield tensor and rows of all that a band reads; rows may be none."""
-        first, end = self.written(band)
+    def read(self, band: int) -> tuple[tuple[Hashable, Rows], ...]:
+        """Return tensor and rows of all that a band reads; rows may be none."""
+        return self._read[band]
+
+    @cached_property
+    def _read(self) -> tuple[tuple[tuple[Hashable, Rows], ...], ...]:
         kernel = self.kernel
         loaded = {n.name for n in kernel.nodes if n.op == "load"}
-        for spec, key in zip(kernel.inputs, self.reads, strict=True):
-            if spec.name in loaded:
-                yield key, ((first, end) if spec.h == kernel.h else (0, spec.h))
-            yield from ((key, rows) for rows in _anchor_rows(kernel, spec.name, first, end))
+        found: list[tuple[tuple[Hashable, Rows], ...]] = []
+        for first, end in map(self.written, range(self.bands)):
+            rows: list[tuple[Hashable, Rows]] = []
+            for spec, key in zip(kernel.inputs, self.reads, strict=True):
+                if spec.name in loaded:
+                    rows.append((key, (first, end) if spec.h == kernel.h else (0, spec.h)))
+                rows += [(key, r) for r in _anchor_rows(kernel, spec.name, first, end)]
+            found.append(tuple(rows))
+        return tuple(found)
 
 
 def can_run_by_bands(kernel: FusedKernel) -> bool:

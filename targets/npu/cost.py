@@ -19,7 +19,6 @@ from resq_tvm.targets.npu.commands import HostCall, Matrix, Transfer, Vector, Ve
 from resq_tvm.targets.npu.description import FUNCTIONS, Npu
 
 FREE_STEPS = frozenset({"read", "scalar", "write", "bits", "spread"})
-ENERGY_OPERATIONS = 3  # round, square, add
 CHOOSE_OPERATIONS = 4  # per entry of the pool: shift, compare with the finest, add up, select
 ENERGY_OPERATIONS = 2  # quantize; square and add
 BILINEAR_OPERATIONS = 6  # two multiplications along each axis and their sums

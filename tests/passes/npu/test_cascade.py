@@ -52,7 +52,7 @@ def test_a_block_with_a_shortcut_stays_on_the_chip(shape, scheme):
     target = machine(sram=1 << 15)
     mod = annotated(network(block, (1, *shape, 3)), scheme)
     plain = lower_npu(mod, target, state_dtype="float16").stream
-    device = check_exact(mod, target, frames(mod, 3), state_dtype="float16", cascades=True)
+    device = check_exact(mod, target, frames(mod, 3), state_dtype="float16", cascades="on")
     stream = device.lowered.stream
     for name in stream.programs:
         before, after = (simulate(target.npu, s, name) for s in (plain, stream))
@@ -72,7 +72,7 @@ def test_tall_networks_agree_in_every_bit(seed):
     )  # fmt: skip
     device = check_exact(
         mod, target, frames(mod, 2, seed), state_dtype=("float16", "float32")[seed // 3 % 2],
-        state_memory=("auto", "dram")[seed % 2], cascades=True,
+        state_memory=("auto", "dram")[seed % 2], cascades="on",
     )  # fmt: skip
     stream = device.lowered.stream
     assert any(rings_of(stream, name) for name in stream.programs)
@@ -94,7 +94,7 @@ def test_networks_of_many_operators_agree_whether_or_not_something_cascades(seed
 def test_layers_that_choose_bits_run_between_cascades(seed, gate):
     mod = with_policy(annotated(tall_network(seed, 10), "W8A8->W8A{0,4,8}"), 0.5, gate)
     device = check_exact(
-        mod, machine(sram=48_000), frames(mod, 2, seed), state_dtype="float16", cascades=True
+        mod, machine(sram=48_000), frames(mod, 2, seed), state_dtype="float16", cascades="on"
     )
     assert "cascade" in {r.origin for r in device.lowered.kernels.values()}
 
@@ -103,7 +103,7 @@ def test_what_fits_whole_needs_no_cascade():
     mod = annotated(network(block, (1, 12, 8, 3)), "W8A8->W4A4")
     target = get_target("npu-mobile")
     streams = [
-        lower_npu(mod, target, state_dtype="float16", cascades=c).stream for c in (False, "auto")
+        lower_npu(mod, target, state_dtype="float16", cascades=c).stream for c in ("off", "auto")
     ]
     cycles = [
         [simulate(target.npu, s, name).cycles for name in ("keyframe", "residual")] for s in streams
@@ -115,18 +115,19 @@ def test_auto_is_never_slower():
     mod = annotated(network(block, (1, 61, 33, 3)), "W8A8->W4A4")
     target = machine(sram=1 << 15)
     found = {}
-    for cascades in (False, True, "auto"):
+    for cascades in ("off", "on", "auto", "search"):
         stream = lower_npu(mod, target, state_dtype="float16", cascades=cascades).stream
         found[cascades] = [simulate(target.npu, stream, n).cycles for n in stream.programs]
     for index in range(2):
-        assert found["auto"][index] <= min(found[False][index], found[True][index])
+        assert found["auto"][index] <= min(found["off"][index], found["on"][index])
+        assert found["search"][index] <= found["auto"][index]
 
 
 def test_tiles_and_buffers_lie_apart():
     """Circular buffers lie in the part of the SRAM for tensors, constants and tiles behind it."""
     target = machine(sram=1 << 15)
     mod = annotated(network(block, (1, 64, 32, 3)), "W8A8")
-    stream = lower_npu(mod, target, state_dtype="float16", cascades=True).stream
+    stream = lower_npu(mod, target, state_dtype="float16", cascades="on").stream
     border = target.npu.sram.bytes - working_bytes(target.npu)
     for command in stream.programs["keyframe"].commands:
         if isinstance(command, Load | Store):
@@ -141,7 +142,7 @@ def test_tiles_and_buffers_lie_apart():
 def test_weights_are_loaded_once():
     target = machine(sram=1 << 15)
     mod = annotated(network(block, (1, 64, 32, 3)), "W8A8")
-    low = lower_npu(mod, target, state_dtype="float16", cascades=True)
+    low = lower_npu(mod, target, state_dtype="float16", cascades="on")
     loads = Counter(c.dram for c in low.stream.programs["keyframe"].commands if isinstance(c, Load))
     names = list(low.params)
     held = [names[n] for r in low.kernels.values() if r.origin == "cascade" for n in r.params]
@@ -153,7 +154,7 @@ def test_weights_are_loaded_once():
 
 def test_an_unknown_choice_is_refused():
     mod = annotated(network(block, (1, 8, 8, 3)), "W8A8")
-    with pytest.raises(CompileError, match="cascades 'always' is unknown; use True, False or"):
+    with pytest.raises(CompileError, match="cascades 'always' is unknown; use auto, on, off"):
         lower_npu(mod, machine(), state_dtype="float16", cascades="always")
 
 
@@ -161,7 +162,7 @@ def test_frames_differ_after_a_cascade():
     """The results are not those of junk that agrees by chance: another frame, another output."""
     mod = annotated(network(block, (1, 64, 32, 3)), "W8A8")
     device = check_exact(
-        mod, machine(sram=1 << 15), frames(mod, 1), state_dtype="float16", cascades=True
+        mod, machine(sram=1 << 15), frames(mod, 1), state_dtype="float16", cascades="on"
     )
     first, second = frames(mod, 2, 5)
     assert not np.array_equal(device.frame(0, first)[0], device.frame(0, second)[0])
