@@ -32,7 +32,7 @@ def test_ci_runs_the_readme_and_no_copy_of_it() -> None:
 def test_only_documented_verbs_and_all_of_them() -> None:
     verbs = {p.stem for p in (ROOT / "resq_tvm" / "cli").glob("*.py")}
     verbs -= {"__init__", "__main__", "console", "fit", "options"}  # no verbs
-    verbs = {v for v in verbs if not v.startswith("bench_")}  # parts of bench
+    verbs = {v for v in verbs if not v.startswith(("bench_", "inspect_"))}  # parts of verbs
     line = next(
         line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if "demo | " in line
     )
