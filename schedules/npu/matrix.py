@@ -11,9 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from resq_tvm.schedules.code import Expr
 from resq_tvm.schedules.context import ceil_div
 from resq_tvm.schedules.npu.context import NpuContext, Slots, working_bytes
@@ -21,9 +18,9 @@ from resq_tvm.schedules.npu.finish import Finish
 from resq_tvm.schedules.npu.groups import join_groups
 from resq_tvm.schedules.npu.intrinsics import call, extent, least, matrix_name, most
 from resq_tvm.schedules.npu.tensors import Rect, Tile, channel_bytes, format_of
+from resq_tvm.schedules.npu.weights import Weights
 from resq_tvm.schedules.packing import Segment, segments_of
 from resq_tvm.schedules.spec import Conv, Phase
-from resq_tvm.targets.npu.codes import pack
 
 
 def plan_matrix(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[], None]:
@@ -83,7 +80,7 @@ class _Shared:
                 size = max(p.window_bytes(name, tensor) for p in parts)
                 self.sources[tensor.name] = ctx.slots(tensor.name, size, twice)
         blocks = max(p.tiles_o for p in parts)
-        size = max(p.block_bytes for p in parts)
+        size = max(p.weights.tile_bytes for p in parts)
         rest = working_bytes(ctx.npu) - ctx.sram_bytes
         self.all_weights = ctx.decision.inner_o and size * blocks <= rest
         count = blocks if self.all_weights else min(2, blocks * len(parts))
@@ -117,7 +114,14 @@ class _Part:
         dxs = [s.dx + i * s.step_x for s in self.segments for i in (0, s.columns - 1)] or [0]
         self.dy, self.dx = (min(dys), max(dys)), (min(dxs), max(dxs))
         self.weight_bits, self.code_bits = self._bits()
-        self.sizes = [self._segment_bytes(s) for s in self.segments]
+        self.weights = Weights(
+            anchor.weight[channels.first :][: channels.count],
+            self.segments,
+            ctx.npu.storage_bits(self.weight_bits),
+            tile_c,
+            depthwise=self.depthwise,
+            grouped=channels.source is not None,
+        )
 
     def _bits(self) -> tuple[int, int]:
         """Return the bits that weights and codes need."""
@@ -142,51 +146,14 @@ class _Part:
     def _window_channels(self, spec: Any) -> int:
         return int(min(spec.c, self.tile_c)) if self.depthwise else int(spec.c)
 
-    def _segment_bytes(self, segment: Segment) -> int:
-        """Return the bytes that one output's weights take; depthwise: one tap's of a tile."""
-        bits = self.ctx.npu.storage_bits(self.weight_bits)
-        if self.depthwise:
-            return -(-self.tile_c * bits // 8)
-        channels = segment.channels.stop - segment.channels.start
-        return -(-len(segment.taps) * channels * bits // 8)
-
-    @property
-    def block_bytes(self) -> int:
-        """Return the bytes of the weights of a tile of output channels."""
-        if self.depthwise:
-            return sum(
-                size * len(s.taps) for s, size in zip(self.segments, self.sizes, strict=True)
-            )
-        return self.tile_c * sum(self.sizes)
-
-    def _packed(self) -> NDArray[np.uint8]:
-        """Return the weights, one row of bytes per tile of output channels."""
-        bits = self.ctx.npu.storage_bits(self.weight_bits)
-        weight = self.anchor.weight[self.channels.first :][: self.channels.count]
-        blocks = np.zeros((self.tiles_o, max(1, self.block_bytes)), np.uint8)
-        for o in range(self.tiles_o):
-            part = weight[o * self.tile_c : (o + 1) * self.tile_c]
-            rows = []
-            for s in self.segments:
-                taps = np.stack([part[:, ky, kx] for ky, kx in s.taps], axis=1)  # (o, taps, i)
-                if self.depthwise:
-                    rows.append(pack(taps[:, :, 0].T, bits).reshape(-1))
-                    continue
-                taps = taps[:, :, s.channels] if self.channels.source is None else taps
-                rows.append(pack(taps.reshape(len(part), -1), bits).reshape(-1))
-            if rows:
-                block = np.concatenate(rows)
-                blocks[o, : len(block)] = block
-        return blocks
-
     # Emission --------------------------------------------------------------------------------
 
     def emit(self, finish: Finish, shared: _Shared, first_tile: int) -> None:
         """Emit the part's tiles; its constants begin at tile ``first_tile`` of the channels."""
         ctx, code = self.ctx, self.ctx.code
-        weights = ctx.constant("w", self._packed())
+        weights = ctx.constant("w", self.weights.packed())
         finish.begin_all()
-        size = max(1, self.block_bytes)
+        size = self.weights.tile_bytes
         down, across = ceil_div(self.rows, self.tile_y), ceil_div(self.columns, self.tile_x)
         pixels = down * across
         if ctx.decision.inner_o:
@@ -201,7 +168,11 @@ class _Part:
                     at = shared.weights.at(o)
                     if not shared.all_weights:
                         at = ctx.load_constant(
-                            weights, o * size, shared.weights, turn, self._used(o)
+                            weights,
+                            o * size,
+                            shared.weights,
+                            turn,
+                            self._used(o),
                         )
                     constants = finish.begin(o + first_tile, turn)
                     if self.depthwise:
@@ -221,15 +192,8 @@ class _Part:
         return extent(self.tile_c, self.channels.count, o)
 
     def _used(self, o: Expr) -> Expr:
-        """Return the bytes of a tile's weights that are there."""
-        return most(sum(self._segment_step(i, self._count(o)) for i in range(len(self.sizes))), 1)
-
-    def _segment_step(self, index: int, out: Expr) -> Expr:
-        """Return the bytes of a segment's weights of ``out`` output channels."""
-        if self.depthwise:
-            bits = self.ctx.npu.storage_bits(self.weight_bits)
-            return (out * bits + 7) // 8 * len(self.segments[index].taps)
-        return out * self.sizes[index]
+        """Return the bytes of a tile's weights."""
+        return self.weights.used(self._count(o))
 
     def _rows(self, y: Expr, x: Expr) -> tuple[Expr, Expr, Expr, Expr]:
         """Return the first row and column of a tile of the phase's plane, and its extents."""
@@ -289,7 +253,7 @@ class _Part:
                 segment, windows, shared.weights.buffer, offset, (rows, columns, out),
                 (y0, x0), shared.accumulators.buffer, acc, index > 0,
             )  # fmt: skip
-            offset = offset + self._segment_step(index, out)
+            offset = offset + self.weights.segment_bytes(index, out)
         if not self.segments:
             self._nothing(windows, shared, (rows, columns, out), acc)
         (sy, sx) = self.anchor.out_stride
@@ -336,7 +300,7 @@ class _Part:
                 matrix_name(self.weight_bits, self.code_bits),
                 tile.base, tile.offset, tile.h, tile.w, first, channels, tile.row, tile.pixel,
                 spec.bits or 8, tile.ring, tile.top,
-                weights, offset, ctx.npu.storage_bits(self.weight_bits),
+                weights, offset, self.weights.bits,
                 rows, columns, out,
                 place[0] * sy + segment.dy - top, place[1] * sx + segment.dx - left,
                 sy, sx, segment.rows, segment.columns, segment.step_y, segment.step_x,
