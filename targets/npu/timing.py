@@ -33,7 +33,7 @@ from resq_tvm.targets.npu.timing_result import (
     Ints,
     Timing,
 )
-from resq_tvm.targets.npu.turns import kernel_timings, number_turns, turns_of_run
+from resq_tvm.targets.npu.turns import advances, kernel_timings, number_turns, turns_of_run
 
 __all__ = ["Timing", "simulate"]
 
@@ -144,6 +144,8 @@ class _Run:
 
         timings = self._collect(machine)
         turns = tuple(t for run in runs for t in turns_of_run(timings, self.turn, *run))
+        none = np.zeros(0, np.int64)
+        advance = np.concatenate([none, *(advances(timings, *run) for run in runs)])
         read, written = self.engine == Engine.LOAD, self.engine == Engine.STORE
         return Timing(
             program=self.program.name,
@@ -152,7 +154,9 @@ class _Run:
             cycles=now,
             commands=timings,
             engines={e.name.lower(): self._engine(timings, e, done[e]) for e in Engine},
-            kernels=kernel_timings(self.stream.kernels, timings, turns, self.duration, self.issue),
+            kernels=kernel_timings(
+                self.stream.kernels, timings, turns, advance, self.duration, self.issue
+            ),
             turns=turns,
             host=tuple(host),
             dram_read=int(self.bytes[read].sum()),

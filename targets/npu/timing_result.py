@@ -111,8 +111,8 @@ class KernelTiming:
     span : int
         Cycles from the first start to the last end of a turn; of all turns.
     cycles : int
-        The time between the end of all turns of kernels before it and its own; these sum up to the
-        program's cycles without the host's.
+        By how much its commands move the latest end so far, in the order of the stream; these sum
+        up to the program's cycles without the host's.
     commands : int
     busy : dict of str to int
         Engine → cycles in which it worked for this kernel.

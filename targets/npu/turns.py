@@ -68,10 +68,26 @@ def turns_of_run(
         begin = ended
 
 
+def advances(timings: CommandTimings, first: int, past: int, begin: int) -> Ints:
+    """Return by how much every command of a run moves the latest end so far, in stream order.
+
+    The advances of a run sum up to its time, also where kernels take turns band by band.
+
+    Parameters
+    ----------
+    timings : CommandTimings
+    first, past, begin : int
+        As of `turns_of_run`.
+    """
+    latest = np.maximum.accumulate(np.maximum(timings.end[first:past], begin))
+    return np.diff(latest, prepend=begin)
+
+
 def kernel_timings(
     names: Sequence[str],
     timings: CommandTimings,
     turns: Sequence[KernelTurn],
+    advance: Ints,
     duration: Ints,
     issue: Ints,
 ) -> tuple[KernelTiming, ...]:
@@ -83,6 +99,8 @@ def kernel_timings(
         Of the stream's kernels.
     timings : CommandTimings
     turns : sequence of KernelTurn
+    advance : array of int
+        Of every command: as of `advances`.
     duration, issue : array of int
         Cycles of every command on its engine (of transfers: on the bus) and in the command
         processor.
@@ -108,7 +126,7 @@ def kernel_timings(
     on_engine = {e.name.lower(): total(busy, engine == e) for e in Engine}
     dram = total(duration, engine <= Engine.STORE)
     processor = total(issue)
-    commands = total(np.ones_like(busy))
+    commands, cycles = total(np.ones_like(busy)), total(advance)
     work = {e: total(timings.work, engine == e) for e in Engine}
     return tuple(
         KernelTiming(
@@ -118,7 +136,7 @@ def kernel_timings(
             first=min(turn.first for turn in own),
             last=max(turn.last for turn in own),
             span=sum(turn.last - turn.first for turn in own),
-            cycles=sum(turn.end - turn.begin for turn in own),
+            cycles=int(cycles[k]),
             commands=int(commands[k]),
             busy={name: int(values[k]) for name, values in on_engine.items()},
             bounds={

@@ -105,15 +105,18 @@ def test_kernels_pay_for_their_beginning_once():
     assert timing.commands.issued.tolist() == [10, 20, 20, 20]
 
 
-def test_time_passes_from_kernel_to_kernel_as_they_end():
-    # The second kernel's load runs beside the first one's convolution and ends before it.
+def test_time_belongs_to_those_that_move_the_latest_end():
+    # The second kernel's load runs beside the first one's convolution, issued before it.
     first = layer(0)
     second = layer(1, (1, 1, 1))
     timing = simulate(plain_npu(), stream_of((*first[:2], second[0], *first[2:], *second[1:])),
                       "main")  # fmt: skip
     one, two = timing.kernels
     assert (one.first, two.first) == (0, 100)
-    assert one.last == one.cycles
+    load, ahead, product = timing.commands.end[[0, 2, 1]].tolist()
+    assert load < product < ahead
+    # The product is issued first, the load behind it, then the rest of the first kernel.
+    assert one.cycles == product + max(0, one.last - ahead)
     assert two.last == timing.cycles == one.cycles + two.cycles
     check_sums(timing)
 
