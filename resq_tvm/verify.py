@@ -25,10 +25,10 @@ from tvm.runtime.vm import VirtualMachine
 from resq_tvm.errors import TargetError
 from resq_tvm.passes.graph import Graph, inputs_of, op_name, recall
 from resq_tvm.passes.lower import KernelRecord
+from resq_tvm.passes.npu.lowering import LoweredNpu
 from resq_tvm.reference.executor import Executor
 from resq_tvm.schedules.meaning import is_exact
 from resq_tvm.schedules.spec import CodeFormat, TensorSpec
-from resq_tvm.targets.toolchain import is_foreign
 from resq_tvm.workspace import StreamWorkspace
 
 if TYPE_CHECKING:
@@ -114,13 +114,12 @@ def verify(
     Raises
     ------
     TargetError
-        If it is compiled for another machine than this CPU.
+        If it is compiled for an NPU.
     """
-    target = compiled.target
-    if target.npu is not None or is_foreign(target):
+    if isinstance(compiled.lowered, LoweredNpu):
         raise TargetError(
-            f"target {target.name!r}: its kernels do not run on this CPU; hold an artifact's "
-            "session against resq_tvm.reference.session.ReferenceSession"
+            "kernels of an NPU do not run on this CPU; hold an artifact's session against "
+            "resq_tvm.reference.session.ReferenceSession"
         )
     report = VerifyReport()
     chains = _Chains(compiled, report)

@@ -21,6 +21,7 @@ from resq_tvm.programs import Programs
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.session import Session
 from resq_tvm.targets.npu.description import Npu, preset_npus
+from resq_tvm.verify import verify
 from tests.dynamic import SIDE, dynamic, qnet, small_network
 from tests.graphs import annotated, random_network
 from tests.resq_tvm.edge.harness import clip, static
@@ -218,3 +219,9 @@ def test_budgets_in_time_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
               "--budget", "2 ms"])  # fmt: skip
     assert caught.value.code == 1
     assert "npu-micro's kernels cannot be timed here" in capsys.readouterr().err
+
+
+def test_kernels_of_npus_are_not_verified_here() -> None:
+    compiled = compiler.build(static("W8A8"), "npu-micro")
+    with pytest.raises(TargetError, match="kernels of an NPU do not run on this CPU"):
+        verify(compiled, [])
