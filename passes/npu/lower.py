@@ -101,10 +101,14 @@ def _fastest(
     best = lowering({})
     cycles = {n: simulate(target.npu, best.stream, n).cycles for n in best.stream.programs}
     chosen: dict[str, Sequence[Cascade]] = {}
+    mixed = False  # whether ``chosen`` was never lowered as a whole
     for plan in plans:
         tried = lowering(plan)
+        found = {n: simulate(target.npu, tried.stream, n).cycles for n in cycles}
+        if all(found[name] < cycles[name] for name in cycles):
+            best, cycles, chosen, mixed = tried, found, dict(plan), False
+            continue
         for name in cycles:
-            taken = simulate(target.npu, tried.stream, name).cycles
-            if taken < cycles[name]:
-                cycles[name], chosen[name] = taken, plan[name]
-    return lowering(chosen) if chosen else best
+            if found[name] < cycles[name]:
+                cycles[name], chosen[name], mixed = found[name], plan[name], True
+    return lowering(chosen) if mixed else best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,25 +131,20 @@ class Finish:
 
     def read(self, name: str, turn: Expr, rect: Rect) -> list[Any]:
         """Load an input at the output's pixels; return the arguments of its operand."""
-        spec = self.ctx.spec(name)
-        first, channels = (rect.first, rect.channels) if spec.c > 1 else (0, 1)
+        area = self._area(name, rect)
         if self._is_broadcast(name):
-            area = Rect(0, 0, 1, 1, first, channels)
-        else:
-            area = Rect(
-                rect.y, rect.x, rect.rows, rect.columns, first, channels, rect.step_y, rect.step_x
-            )
+            area = Rect(0, 0, 1, 1, area.first, area.channels)
         return self.ctx.fetch(name, area, self._tile(name, turn, area)).operand()
 
     def _place(self, name: str, turn: Expr, rect: Rect) -> tuple[Rect, Tile]:
-        spec = self.ctx.spec(name)
-        first, channels = (rect.first, rect.channels) if spec.c > 1 else (0, 1)
-        area = Rect(
-            rect.y, rect.x, rect.rows, rect.columns, first, channels, rect.step_y, rect.step_x
-        )
-        if self.ctx.is_resident(name):
-            return area, in_place(spec, self.ctx.base(name), area)
+        area = self._area(name, rect)
         return area, self._tile(name, turn, area)
+
+    def _area(self, name: str, rect: Rect) -> Rect:
+        """Return the part of a tensor that belongs to a part of the output."""
+        if self.ctx.spec(name).c > 1:
+            return rect
+        return replace(rect, first=0, channels=1)
 
     def _tile(self, name: str, turn: Expr, rect: Rect) -> Tile:
         """Return the tile of SRAM that a rectangle of a tensor goes through."""

@@ -85,7 +85,7 @@ def decide_bands(
     blocks = ceil_div(kernel.c, target.npu.matrix.outputs)
     is_conv = isinstance(kernel.anchor, Conv)
     decision = Decision(
-        "bands", "matrix" if is_conv else "vector", rows, kernel.w,
+        "bands", MATRIX if is_conv else VECTOR, rows, kernel.w,
         min(blocks, _BLOCKS) if is_conv else blocks, inner_o=True, parallel=False,
     )  # fmt: skip
     narrowest = _least_blocks(kernel, target.npu) if is_conv else blocks
