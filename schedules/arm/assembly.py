@@ -45,6 +45,8 @@ class Loop:
         Chunks of a round.
     walks : bool
         Whether the pixels' pointers move, rather than a common offset.
+    counts : bool
+        Whether rounds that load count themselves, and leave the flags as they are from there on.
     aside : tuple of list of str
         What rounds branch to now and then: out of the way of those that do not.
     """
@@ -55,6 +57,7 @@ class Loop:
     free: int
     unit: int = 1
     walks: bool = False
+    counts: bool = False
     aside: tuple[Lines, ...] = ()
 
 
@@ -101,7 +104,7 @@ def _text(loop: Loop) -> Lines:
     turns = len(loop.rounds)
     for i, body in enumerate(loop.rounds):
         end = "b.ne 1b" if i == turns - 1 else f"b.eq {20 + i + 1}f"
-        lines += [*body, "subs {rounds}, {rounds}, #1", end]
+        lines += [*body, *([] if loop.counts else ["subs {rounds}, {rounds}, #1"]), end]
     for i, body in enumerate(loop.last):
         lines += [f"{20 + i}:", *body]
         if i < turns - 1 or loop.aside:
@@ -192,7 +195,7 @@ def call(
     numbers : sequence
         Rounds, offset in bytes, rounds until the first jump, rounds between jumps; bytes of a
         round, and of one behind which the next row begins. Where pointers walk: rounds, rounds
-        until the first jump, rounds between jumps, bytes of a jump.
+        until the first jump, rounds between jumps, bytes from the last one loaded to the next row.
     """
     code.require(made.source)
     arguments = [tirx.op.address_of(load(acc, [0], 1)) for acc in accumulators]

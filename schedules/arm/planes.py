@@ -1,8 +1,9 @@
 """Bit planes of ternary codes.
 
-Eight channels make two bytes: the bits of the first tell which are not zero, those of the second
-which are negative. A plane holds such a pair for every eight bytes of a tensor, in the tensor's
-order. It is made once per run of a kernel, before the convolution reads it at every tap and output.
+Eight channels make two bytes: the bits of the first tell which are negative, those of the second
+which are positive, or which are not zero. A plane holds such a pair for every eight bytes of a
+tensor, in the tensor's order. It is made once per run of a kernel, before the convolution reads it
+at every tap and output.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ def packable(codes: int) -> bool:
     return codes >= _BLOCK and codes % GROUP == 0
 
 
-def pack(weights: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Return the meaning of `emit_planes`: ``(…, n, 8)`` ternary numbers as ``(…, n, 2)`` bytes."""
-    nonzero = np.packbits(weights != 0, axis=-1, bitorder="little")
-    negative = np.packbits(weights < 0, axis=-1, bitorder="little")
-    return np.concatenate([nonzero, negative], axis=-1)
+def pack(codes: NDArray[np.int8], positive: bool) -> NDArray[np.uint8]:
+    """Return the meaning of `emit_planes`: ``(…, n, 8)`` ternary codes as ``(…, n, 2)`` bytes."""
+    planes = (codes < 0, codes > 0 if positive else codes != 0)
+    return np.concatenate([np.packbits(p, axis=-1, bitorder="little") for p in planes], axis=-1)
 
 
-def emit_planes(ctx: Context, name: str) -> Any:
+def emit_planes(ctx: Context, name: str, positive: bool) -> Any:
     """Emit the packing of an input of ternary codes; returns the buffer of its planes.
+
+    ``positive`` says whether the second plane tells what is positive, or what is not zero.
 
     ``cmtst``-like masks select one bit per channel; three pairwise additions gather eight channels.
     """
@@ -59,9 +61,11 @@ def emit_planes(ctx: Context, name: str) -> Any:
         quarters = []
         for i in range(0, _BLOCK, 16):
             value = code.bind(load(buffer, [0, 0, 0, first + i], 16), "v")
-            odd = constant(0, "int8", 16) - (value & constant(1, "int8", 16))
             sign = value >> constant(7, "int8", 16)
-            masks = [reinterpret(x, "uint8", 16) & pattern for x in (odd, sign)]
+            least = constant(0, "int8", 16)
+            second = value > least if positive else value != least
+            wanted = tirx.Select(second, pattern, constant(0, "uint8", 16))
+            masks = [reinterpret(sign, "uint8", 16) & pattern, wanted]
             quarters.append(code.bind(_pairwise(*masks), "r"))
         halves = [code.bind(_pairwise(*quarters[i : i + 2]), "r") for i in (0, 2)]
         gathered = code.bind(_pairwise(*halves), "r")

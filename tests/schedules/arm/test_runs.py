@@ -129,4 +129,5 @@ def test_taps_of_depthwise_convolutions_are_summed_while_they_fit():
 
 def test_planes_tell_the_sign():
     codes = np.array([[0, 1, -1, 0, 0, 0, 0, -1]], np.int8)
-    assert pack(codes).tolist() == [[0b10000110, 0b10000100]]
+    assert pack(codes, positive=True).tolist() == [[0b10000100, 0b00000010]]
+    assert pack(codes, positive=False).tolist() == [[0b10000100, 0b10000110]]
