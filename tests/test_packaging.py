@@ -20,7 +20,7 @@ def test_readme_begins_with_the_two_commands() -> None:
     first, second = blocks[0].splitlines(), blocks[1].splitlines()
     assert len(first) == len(second) == 1
     assert "python3 -m venv" in first[0] and first[0].endswith("resq-tvm demo")
-    assert "[dev]" in second[0] and second[0].endswith("-m pytest")
+    assert "[dev]" in second[0] and second[0].endswith("-m pytest -n 2 --dist loadfile")
 
 
 def test_ci_runs_the_readme_and_no_copy_of_it() -> None:
