@@ -97,6 +97,7 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
         dynamic = QuantizedNetwork.load(given[name])
     else:
         qnet = resq.calibrate(net, [first], args.scheme, period=case.period)
+        qnet = qnet.with_held_outputs(case.held)
         error = error_against_float(net, processing.task, float_outputs(net, first))
         dynamic, report = resq.fit_thresholds(
             qnet, [first], error=error, budget=args.budget, period=case.period, progress=print
