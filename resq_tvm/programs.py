@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from resq_tvm.artifact import Artifact
 from resq_tvm.keyframes import Program
+from resq_tvm.manifest import THRESHOLDS
 
 
 class Programs:
@@ -55,6 +56,15 @@ class Programs:
         self._residual = machine["residual"] if manifest.has_residual else None
         self._probe = machine["probe"] if manifest.probe else None
         self._frame = machine["frame"] if manifest.frame_params is not None else None
+
+    def set_thresholds(self, values: NDArray[np.float32]) -> None:
+        """Let residual frames decide by other thresholds, in the manifest's order."""
+        import tvm
+
+        names = [entry.name for entry in self._artifact.manifest.params]
+        changed = list(self._params)
+        changed[names.index(THRESHOLDS)] = tvm.runtime.tensor(values)
+        self._params = _tuple(changed)
 
     @contextmanager
     def instrumented(self, instrument: Callable[..., int]) -> Iterator[None]:

@@ -24,6 +24,7 @@ _ARM_PIXELS = 4  # times 4 outputs (16 with sdot): 16 vectors of accumulators
 # Outputs that take about as long as memory does to answer, with what epilogue and policy cost; and
 # tiles ahead beyond which fetching no longer gets better.
 _LATENCY, _MOST_AHEAD = 3000, 6
+_SPARSE_ROWS = 2  # of a depthwise tile: with more rows, more of them have no change to compute
 _MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
 
 Rule = Callable[[FusedKernel, Target], Decision | None]
@@ -45,7 +46,7 @@ def interleave(kernel: FusedKernel, target: Target) -> Decision | None:
     rows, columns = phase_plane(kernel, anchor)
     tiles = [
         (tile_y, tile_x)
-        for tile_y in range(1, min(4, rows) + 1)
+        for tile_y in range(1, min(4 if kernel.sparse is None else _SPARSE_ROWS, rows) + 1)
         for tile_x in range(1, min(_ACCUMULATORS[target.isa] // tile_y, columns) + 1)
     ]
     phase = max(anchor.phases, key=lambda p: len(p.taps))
