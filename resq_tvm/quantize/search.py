@@ -31,7 +31,6 @@ _GATE_SHARE = 0.05  # of the budget (or of the error, where cost is bounded) tha
 _BISECTIONS = 7
 _LINE = (-0.4, 0.0, 0.4)  # octaves at which the common factor is tried
 _SPEND = (0.3, 0.07)  # octaves of the last steps towards the budget, first and smallest
-_BACK = (0.0, 0.1, 0.2, 0.3, 0.4)  # octaves that all then move back until the budget is kept
 _STEPS = (1.0, 0.5)  # octaves that single choices move, sweep by sweep
 
 Multiples = dict[str, float]  # group → threshold in root mean squares of a choice's residuals
@@ -127,7 +126,6 @@ class Search:
             self._sweep()
             self._spend()
             self._refine()
-            self._spend()
         except KeyboardInterrupt:
             return True
         return False
@@ -193,8 +191,7 @@ class Search:
                     group: m * 2 ** float(np.clip(scores.get(group, 0.0) / 2, -1, 1) * reach)
                     for group, m in start.multiples.items()
                 }
-                octaves = self._octaves(moved, start, start.gate)
-                found = self._try(_scaled(moved, octaves), start.gate)
+                found = self._try(_scaled(moved, self._octaves(moved, start)), start.gate)
                 if self._improves(found, start):
                     self.best = found
                 elif reach < 0.3:
@@ -228,12 +225,12 @@ class Search:
             for group in saved
         }
 
-    def _octaves(self, multiples: Multiples, start: Candidate, gate: float) -> float:
+    def _octaves(self, multiples: Multiples, start: Candidate) -> float:
         """Return the common factor, in octaves, that brings multiples back to the start's loss.
 
         Or to the ceiling on the cost. A line through some points: no single one is trusted.
         """
-        found = [self._run(_scaled(multiples, octave), gate) for octave in _LINE]
+        found = [self._run(_scaled(multiples, octave), start.gate) for octave in _LINE]
         if self.budget.limits_cost:
             values, goal = [c.cost for c in found], 0.99 * self._cost_limit
         else:
@@ -244,7 +241,7 @@ class Search:
         return float(np.clip((np.log2(max(goal, 1e-30)) - offset) / slope, -0.8, 0.8))
 
     def _refine(self) -> None:
-        """Move choices and gates one by one, then all together back to the start's loss or cost."""
+        """Move choices and gates one by one within the budget, then all together towards it."""
         alone = {
             name: [name]
             for group, names in self.groups.items()
@@ -268,12 +265,10 @@ class Search:
                     f"cost {found.cost:.3g}, error {found.error:.4g}"
                 )
                 found = self._moved(found, name, step, start, price)
-        octaves = self._octaves(found.multiples, start, found.gate)
-        for less in _BACK:
-            candidate = self._try(_scaled(found.multiples, octaves - less), found.gate)
-            if self._improves(candidate, start):
-                self.best = candidate
-                return
+        self.best = found
+        self._spend()
+        if not self._improves(self.best, start):
+            self.best = start
 
     def _price(self, start: Candidate) -> float:
         """Return the cost that a unit of loss buys where all choices move together."""
@@ -302,7 +297,7 @@ class Search:
                 tried = self._run({**found.multiples, name: moved}, found.gate)
             else:
                 continue
-            if value(tried) < value(found):
+            if self._keeps(tried) and value(tried) < value(found):
                 return tried
         return found
 
