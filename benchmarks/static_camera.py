@@ -5,7 +5,9 @@
 Per case thresholds are fitted on the first frames of the clip; then the clip runs at period T, with
 these thresholds and with multiples of them (``--scales``): mean milliseconds of whole `Session`
 calls, keyframes included, against a plain W8A8 artifact frame by frame and the peers, and the
-recovery beside that of static W8A8->W8A8. ``--qnet CASE=FOLDER`` takes a fitted network.
+recovery beside that of static W8A8->W8A8. ``--qnet CASE=FOLDER`` takes a fitted network. Outputs
+that the judging does not read are held on residual frames (`benchmarks.cases`); the plain artifact
+and the peers compute them.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ from resq_tvm.device import fingerprint  # noqa: E402
 from resq_tvm.evaluate.judge import judge  # noqa: E402
 from resq_tvm.evaluate.measures import error_against_float, float_outputs  # noqa: E402
 from resq_tvm.keyframes import KeyframePolicy  # noqa: E402
+from resq_tvm.latency import layer_cost  # noqa: E402
 from resq_tvm.predict import make_preprocessor  # noqa: E402
 from resq_tvm.processing.config import load_processing  # noqa: E402
 from resq_tvm.processing.postprocess import interpret  # noqa: E402
@@ -97,11 +100,21 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
         dynamic = QuantizedNetwork.load(given[name])
     else:
         qnet = resq.calibrate(net, [first], args.scheme, period=case.period)
+        qnet = qnet.with_held_outputs(case.held)
         error = error_against_float(net, processing.task, float_outputs(net, first))
+        trials = artifact(f"{name}_trials", qnet, processing, folder)
         dynamic, report = resq.fit_thresholds(
-            qnet, [first], error=error, budget=args.budget, period=case.period, progress=print
+            qnet,
+            [first],
+            error=error,
+            budget=args.budget,
+            cost=layer_cost(qnet, threads=args.threads),
+            period=case.period,
+            artifact=trials,
+            progress=print,
         )
         print(report, flush=True)
+        dynamic.save(folder / f"{name}.qnet")
     made = {
         "frame": ("W8A8", None),
         "static": ("W8A8->W8A8", None),

@@ -62,9 +62,9 @@ def lower_frame(mod: tvm.IRModule, target: Target, decide: Decider | None = None
 
 def join(lowered: Lowered, frame: Lowered) -> Joined:
     """Add the program of `lower_frame` to a residual scheme's programs as ``frame``."""
-    module = tvm.IRModule(dict(lowered.module.functions_items()))
     params = dict(lowered.params)
     taken = _share(params, frame.params)
+    module = _with_parameters(lowered.module, params)
     names = _kernels(module, frame)
     calls = _Renamed(module, frame.module, names)
     program = calls.visit_expr(frame.module["keyframe"])
@@ -126,6 +126,35 @@ def _record(record: KernelRecord, name: str, places: list[int]) -> KernelRecord:
     kernel = replace(record.kernel, name=name)
     params = tuple(places[i] for i in record.params)
     return replace(record, program=FRAME, kernel=kernel, params=params)
+
+
+def _with_parameters(module: tvm.IRModule, params: Mapping[str, NDArray[Any]]) -> tvm.IRModule:
+    """Let all programs take the whole parameter tuple, which got longer at its end."""
+    longer = relax.TupleType([relax.TensorType(a.shape, str(a.dtype)) for a in params.values()])
+    functions = dict(module.functions_items())
+    for handle, func in functions.items():
+        if not isinstance(func, relax.Function):
+            continue
+        *others, old = func.params
+        new = relax.Var(old.name, longer)
+        body = _Replaced(old, new).visit_expr(func.body)
+        functions[handle] = relax.Function(
+            [*others, new], body, func.ret_ty, func.is_pure, func.attrs
+        )
+    return tvm.IRModule(functions)
+
+
+@relax.expr_functor.mutator
+class _Replaced(relax.PyExprMutator):
+    """Replace one variable."""
+
+    def __init__(self, old: Any, new: Any) -> None:
+        super().__init__()
+        self.old, self.new = old, new
+
+    def visit_var_(self, op: Any) -> Any:
+        """Return the new variable for the old one."""
+        return self.new if op.same_as(self.old) else op
 
 
 @relax.expr_functor.mutator

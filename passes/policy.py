@@ -4,11 +4,13 @@ The function attribute ``resq.dynamic`` (JSON text) holds, for a scheme with poo
 
     {"choices": {"<value>:<pool>": {"shifts": [8, 4, 0], "tau": 3e-4}},
      "gates":   {"<input>": {"scale": 0.004, "threshold": 12.0, "block": 8, "reach": 1}},
-     "budget":  0.25}
+     "budget":  0.25,
+     "held":    [2]}
 
 A *choice* belongs to one quantized value (the pieces of a concatenation decide by themselves);
 ``shifts[i]`` says that the i-th bits of the pool have the step ``2**shift`` of the finest. The
 budget, if there is one, is the share of 8 × 8 blocks of any value that may differ from zero.
+Outputs whose numbers are ``held`` are computed on keyframes alone (`resq_tvm.passes.held`).
 """
 
 from __future__ import annotations

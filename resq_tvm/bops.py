@@ -18,6 +18,7 @@ from math import prod
 from typing import Any
 
 from resq_tvm.passes.graph import Graph, concat_pieces, op_name, shape_of
+from resq_tvm.passes.held import live_values
 from resq_tvm.scheme import Bits, Scheme
 
 FLOAT_BITS = 32
@@ -203,14 +204,15 @@ def count(module: Any, period: int, mean_bits: Mapping[str, float] | None = None
     if main.attrs is not None and "resq.layers" in main.attrs:
         precisions = json.loads(str(main.attrs["resq.layers"]))
     graph = Graph.of(main)
+    live = live_values(main)
     layers = []
     policy: dict[tuple[str, tuple[int, ...]], PolicyCost] = {}
     for var, call in graph.layers():
         macs = layer_macs(call)
         key, residual = _bits(precisions.get(var.name, "float"))
-        most = macs * _product(residual)
+        most = macs * _product(residual) if var in live else 0
         spent, mean = most, None
-        if residual is not None and residual.pool:
+        if residual is not None and residual.pool and var in live:
             for value in concat_pieces(call.args[0], graph.producers):
                 cost = _policy_cost(value, residual.pool)
                 policy[cost.value, cost.pool] = cost

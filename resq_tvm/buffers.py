@@ -33,6 +33,7 @@ class Buffers:
         self._layouts = tuple(output.layout for output in manifest.outputs)
         self._copy = copy
         self._tensors: list[Any] = [None] * len(self._entries)
+        self._kept: dict[str, list[int]] = {}  # program → inputs that become state
 
     def load(self, frame: Frame, index: int) -> list[Any]:
         """Check a frame and copy it into tensors, NHWC.
@@ -59,10 +60,15 @@ class Buffers:
             _check(entry, array, index)
         return [self._fill(i, array, index) for i, array in enumerate(arrays)]
 
-    def give_up(self, state: Any) -> None:
-        """Give up tensors that became part of a new state."""
-        held = {tensor.data_ptr() for tensor in state}
-        self._tensors = [None if tensor.data_ptr() in held else tensor for tensor in self._tensors]
+    def give_up(self, state: Any, program: str) -> None:
+        """Give up tensors that became part of the new state that a program returned."""
+        if program not in self._kept:  # a program does the same every time
+            held = {tensor.data_ptr() for tensor in state}
+            self._kept[program] = [
+                i for i, tensor in enumerate(self._tensors) if tensor.data_ptr() in held
+            ]
+        for i in self._kept[program]:
+            self._tensors[i] = None
 
     def unload(self, results: Any) -> Output:
         """Return a program's outputs in the source model's shape and layout, one as it is."""

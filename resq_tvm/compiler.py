@@ -16,6 +16,7 @@ from resq_tvm.artifact import Artifact, write_artifact
 from resq_tvm.errors import CompileError
 from resq_tvm.npu.program import place_type
 from resq_tvm.passes.frame import join, lower_frame
+from resq_tvm.passes.held import held_outputs
 from resq_tvm.passes.lower import KernelRecord, Lowered
 from resq_tvm.passes.npu.lower import LoweredNpu
 from resq_tvm.passes.pipeline import Observer, dump_to, generate_code, run_phases
@@ -206,7 +207,8 @@ def build(
         "opaque": lowered.opaque,
         "bops": report.totals(),
         "options": {**qnet.options, "state_dtype": state_dtype}
-        | ({"cascades": cascades} if preset.npu is not None else {}),
+        | ({"cascades": cascades} if preset.npu is not None else {})
+        | _held(qnet),
     }
     kernels = tunable_kernels(lowered, preset, qnet.period)
     return Compiled(executable, lowered.params, info, lowered, kernels, preset)
@@ -305,6 +307,13 @@ def tunable_kernels(lowered: Lowered, target: Target, period: int) -> dict[str, 
         if r.origin != CASCADE and tunable(r.kernel, target)
     ]
     return {"footprint": state + constants, "kernels": kernels}
+
+
+def _held(qnet: QuantizedNetwork) -> dict[str, str]:
+    """Return which outputs residual frames hold, if any, as an option to show."""
+    outputs = qnet.network.outputs
+    names = [outputs[n].name for n in held_outputs(qnet.module["main"])]
+    return {"held": ", ".join(names)} if names else {}
 
 
 def _state_types(lowered: Lowered) -> list[tuple[tuple[int, ...], str]]:

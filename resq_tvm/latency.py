@@ -209,6 +209,7 @@ def all_or_nothing(qnet: QuantizedNetwork) -> QuantizedNetwork:
     dynamic = {
         "choices": {name: {**c, "tau": _DROP_ALL} for name, c in qnet.dynamic["choices"].items()},
         "gates": {name: {**g, "threshold": 0.0} for name, g in qnet.dynamic["gates"].items()},
+        "held": qnet.dynamic.get("held") or [],
     }
     main = qnet.module["main"].with_attr("resq.dynamic", json.dumps(dynamic))
     return replace(qnet, network=replace(qnet.network, module=tvm.IRModule({"main": main})))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from resq_tvm.artifact import Artifact
 from resq_tvm.keyframes import Program
+from resq_tvm.manifest import THRESHOLDS
 
 
 class Programs:
@@ -43,6 +44,7 @@ class Programs:
         self._changed: list[NDArray[Any]] = []
         self._probed = False
         self._share = 1.0  # of the frame that the probe saw
+        self._state_outputs: set[int] | None = None  # of a keyframe, those that are state, too
         self._results: Any = None  # of the latest keyframe or residual frame
         self._as_key = False  # whether they are those of the keyframe
 
@@ -54,6 +56,15 @@ class Programs:
         self._residual = machine["residual"] if manifest.has_residual else None
         self._probe = machine["probe"] if manifest.probe else None
         self._frame = machine["frame"] if manifest.frame_params is not None else None
+
+    def set_thresholds(self, values: NDArray[np.float32]) -> None:
+        """Let residual frames decide by other thresholds, in the manifest's order."""
+        import tvm
+
+        names = [entry.name for entry in self._artifact.manifest.params]
+        changed = list(self._params)
+        changed[names.index(THRESHOLDS)] = tvm.runtime.tensor(values)
+        self._params = _tuple(changed)
 
     @contextmanager
     def instrumented(self, instrument: Callable[..., int]) -> Iterator[None]:
@@ -115,13 +126,15 @@ class Programs:
 
     def _take_over(self, results: Any) -> None:
         """Let residual frames go on from the keyframe's outputs, in place."""
-        held = {t.data_ptr() for t in self.state}
+        if self._state_outputs is None:  # the program does the same every time
+            held = {t.data_ptr() for t in self.state}
+            self._state_outputs = {n for n, t in enumerate(results) if t.data_ptr() in held}
         changed = False
         for number, entry in enumerate(self._entries):
             if entry.output is None:
                 continue
             result = results[entry.output]
-            if result.data_ptr() in held:  # state must not change
+            if entry.output in self._state_outputs:  # state must not change
                 np.copyto(self._views[entry.name], np.from_dlpack(result))
                 continue
             self._tensors[number] = result

@@ -169,7 +169,7 @@ class Session:
         elapsed = time.perf_counter() - start
         schedule.note(decision.program, (done - looked) * 1e3, share, (looked - start) * 1e3)
         if programs.state is not before:
-            self._buffers.give_up(programs.state)
+            self._buffers.give_up(programs.state, decision.program)
         self.last = FrameInfo(
             decision.program, self._index, elapsed * 1e3, decision.reason, share, predicted
         )

@@ -17,7 +17,7 @@ from resq_tvm.schedules.dotcore import DotCore
 from resq_tvm.schedules.dots import dot_for
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.packing import densify
-from resq_tvm.schedules.prefetch import fetch_ahead
+from resq_tvm.schedules.prefetch import NextTile, fetch_ahead
 from resq_tvm.schedules.reach import convolution
 from resq_tvm.schedules.sparse import changed_tiles
 from resq_tvm.schedules.spec import Conv, Phase
@@ -63,13 +63,18 @@ def _emit_changed(ctx: Context, core: type[Core], epilogue: Epilogue) -> None:
         if rows <= 0 or columns <= 0:
             continue
         height, width = min(ctx.decision.tile_y, rows), min(ctx.decision.tile_x, columns)
-        windows = partial(convolution, ctx.kernel, phase, height=height, width=width)
+        windows = partial(convolution, ctx.kernel, phase, height)
         lie = ((sy, sx), (phase.oy, phase.ox))
         finish = epilogue.finisher(height, width, *lie)
+        ahead = NextTile(ctx, phase, (height, width), sum(b.count for b in blocks))
         with changed_tiles(ctx, rows, columns, height, width, windows, *lie, finish) as tile:
+            done = 0
             for part in parts:
                 with ctx.code.loop(part.block.count, "o") as o:
+                    if ctx.decision.prefetch:
+                        ahead.fetch(tile, o + done)
                     part.tile(o, tile.y, tile.x, height, width, tile.active)
+                done += part.block.count
 
 
 def _emit_rows(ctx: Context, block: ChannelBlock, rows: int, parts: list[_PhaseBlock]) -> None:

@@ -31,7 +31,8 @@ class Decision:
         Whether the outermost loop runs on the thread pool.
     prefetch : int
         How many tiles ahead the tensors that the epilogue reads and writes are fetched into the
-        first cache levels; 0: left to the processor.
+        first cache levels; 0: left to the processor. Kernels that leave out tiles fetch the next
+        one in their list, with what the anchor reads, if it is not 0.
     """
 
     rule: str

@@ -38,7 +38,7 @@ def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phas
         return
     sy, sx = anchor.out_stride
     if kernel.sparse is not None:
-        windows = partial(convolution, kernel, phase, height=1, width=1)
+        windows = partial(convolution, kernel, phase, 1)
         lie = ((sy, sx), (phase.oy, phase.ox))
         finish = epilogue.finisher(1, 1, *lie)
         loops: Any = changed_tiles(ctx, rows, columns, 1, 1, windows, *lie, finish)

@@ -25,7 +25,7 @@ from tvm import tirx
 from resq_tvm.schedules.code import Expr, intrinsic, load, reinterpret
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, load_vector
 from resq_tvm.schedules.epilogue import Epilogue
-from resq_tvm.schedules.prefetch import fetch_ahead
+from resq_tvm.schedules.prefetch import NextTile, fetch_ahead
 from resq_tvm.schedules.reach import convolution
 from resq_tvm.schedules.sparse import changed_tiles, choose_row
 from resq_tvm.schedules.spec import Conv, Phase
@@ -106,13 +106,18 @@ def _emit_changed(
     blocks = [
         _Block(ctx, epilogue, phase, plan, block, tile, order) for block in ctx.channel_blocks(1)
     ]
-    windows = partial(convolution, ctx.kernel, phase, height=height, width=width)
+    windows = partial(convolution, ctx.kernel, phase, height)
     lie = (anchor.out_stride, (phase.oy, phase.ox))
     finish = epilogue.finisher(height, width, *lie)
+    ahead = NextTile(ctx, phase, tile, sum(part.block.count for part in blocks))
     with changed_tiles(ctx, *plane, height, width, windows, *lie, finish) as at:
+        done = 0
         for part in blocks:
             with ctx.code.loop(part.block.count, "o") as o:
+                if ctx.decision.prefetch:
+                    ahead.fetch(at, o + done)
                 part.work(o, at.y, at.x, at.active)
+            done += part.block.count
 
 
 class _Block:

@@ -43,11 +43,11 @@ def elementwise(kernel: FusedKernel, y: Expr, x: Expr, height: int, width: int) 
 
 
 def convolution(
-    kernel: FusedKernel, phase: Phase, y: Expr, x: Expr, height: int, width: int
+    kernel: FusedKernel, phase: Phase, height: int, y: Expr, x: Expr, width: int
 ) -> list[Window]:
     """Return the windows of a convolution's tile, those of its epilogue included.
 
-    ``y, x, height, width`` are the tile in the phase's own rows and columns.
+    ``height, y, x, width`` are the tile in the phase's own rows and columns.
     """
     anchor, sparse = kernel.anchor, kernel.sparse
     assert isinstance(anchor, Conv | FloatConv) and sparse is not None

@@ -21,6 +21,10 @@ _ACCUMULATORS = {
     "avx512-vnni": 16, "avx2": 4, "generic": 4, "neon": 4, "neon-dot": 4, "neon-i8mm": 4,
 }  # fmt: skip
 _ARM_PIXELS = 4  # times 4 outputs (16 with sdot): 16 vectors of accumulators
+# Outputs that take about as long as memory does to answer, with what epilogue and policy cost; and
+# tiles ahead beyond which fetching no longer gets better.
+_LATENCY, _MOST_AHEAD = 3000, 6
+_SPARSE_ROWS = 2  # of a depthwise tile: with more rows, more of them have no change to compute
 _MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
 
 Rule = Callable[[FusedKernel, Target], Decision | None]
@@ -42,7 +46,7 @@ def interleave(kernel: FusedKernel, target: Target) -> Decision | None:
     rows, columns = phase_plane(kernel, anchor)
     tiles = [
         (tile_y, tile_x)
-        for tile_y in range(1, min(4, rows) + 1)
+        for tile_y in range(1, min(4 if kernel.sparse is None else _SPARSE_ROWS, rows) + 1)
         for tile_x in range(1, min(_ACCUMULATORS[target.isa] // tile_y, columns) + 1)
     ]
     phase = max(anchor.phases, key=lambda p: len(p.taps))
@@ -53,7 +57,14 @@ def interleave(kernel: FusedKernel, target: Target) -> Decision | None:
 
     tile_y, tile_x = min(tiles, key=plane)
     weights = kernel.c * taps * 2 * tile_y
-    return Decision("interleave", "quads", tile_y, tile_x, inner_o=weights <= _SMALL_WEIGHT)
+    return Decision(
+        "interleave",
+        "quads",
+        tile_y,
+        tile_x,
+        inner_o=weights <= _SMALL_WEIGHT,
+        prefetch=_ahead(kernel, tile_y * tile_x),
+    )
 
 
 def _quad_cycles(anchor: Conv, phase: Phase, tile_y: int, tile_x: int) -> float:
@@ -119,7 +130,16 @@ def dot(kernel: FusedKernel, target: Target) -> Decision | None:
                 if best is None or cost < best[0]:
                     best = (cost, tile_y, tile_x, tile_o)
     assert best is not None
-    return Decision("dot", "dot", *best[1:], inner_o=anchor.weight.size <= _SMALL_WEIGHT)
+    small = anchor.weight.size <= _SMALL_WEIGHT
+    ahead = _ahead(kernel, best[1] * best[2])
+    return Decision("dot", "dot", *best[1:], inner_o=small, prefetch=ahead)
+
+
+def _ahead(kernel: FusedKernel, pixels: int) -> int:
+    """Tiles to fetch ahead: where tiles are left out, the processor cannot know the next one."""
+    if kernel.sparse is None:
+        return 0
+    return min(max(_LATENCY // (pixels * kernel.c), 1), _MOST_AHEAD)
 
 
 def _estimate(

@@ -20,18 +20,21 @@ from resq_tvm.schedules.code import Code, Expr, cast, index_of, load, reinterpre
 from resq_tvm.schedules.context import Context, ceil_div
 from resq_tvm.schedules.reach import Window
 from resq_tvm.schedules.spec import TensorSpec
-from resq_tvm.schedules.tiles import overlap
+from resq_tvm.schedules.tiles import overlap, rest
 
 _CHUNKS = (8, 4, 2, 1)  # bytes of a map that one load takes
 
-Windows = Callable[[Expr, Expr], Sequence[Window]]
+_RUN = 8  # tiles of a row that are looked at together first
+
+Windows = Callable[[Expr, Expr, int], Sequence[Window]]
 
 
 @dataclass(frozen=True)
 class Tile:
     """A tile to work on: its first row and column, and whether it changed (int32: 1, else 0).
 
-    Its first ``before_y`` rows and ``before_x`` columns belong to the tiles before it.
+    Its first ``before_y`` rows and ``before_x`` columns belong to the tiles before it. The tile
+    that is fetched while this one is worked on starts at ``next_y``, ``next_x``.
     """
 
     y: Expr
@@ -39,6 +42,8 @@ class Tile:
     active: Expr
     before_y: Expr = 0
     before_x: Expr = 0
+    next_y: Expr = 0
+    next_x: Expr = 0
 
 
 def begin(ctx: Context) -> None:
@@ -70,7 +75,8 @@ def changed_tiles(
     rows, columns, tile_y, tile_x : int
         The plane and its tiles; the last ones overlap their neighbours.
     windows : callable
-        Maps a tile's first row and column to what it depends on.
+        Maps the first row, the first column and the columns of a row of tiles to what they depend
+        on.
     stride, offset : tuple of int
         Where the plane's pixels lie in the output.
     finish : callable, optional
@@ -80,16 +86,23 @@ def changed_tiles(
     code, sparse, buffers = ctx.code, ctx.kernel.sparse, ctx.sparse
     assert sparse is not None and buffers is not None
     down, across = ceil_div(rows, tile_y), ceil_div(columns, tile_x)
+
+    def look(i: Expr, j: Expr) -> Expr:
+        y = overlap(i, tile_y, rows)
+        return any_changed(ctx, windows(y, j * tile_x, _RUN * tile_x))
+
     first = buffers.reserve(down * across)
-    count = code.allocate(1, "int32", "n")
-    one = tirx.const(1, "int32")
-    code.store(count, [0], tirx.const(0, "int32"), 1)
-    with code.loop(down, "ty") as i, code.loop(across, "tx") as j:
+    one, zero = tirx.const(1, "int32"), tirx.const(0, "int32")
+    # Listed, changed, reset: in registers until all tiles have been looked at.
+    count, *sums = (code.allocate(1, "int32", name) for name in ("n", "changed", "reset"))
+    for one_count in (count, *sums):
+        code.store(one_count, [0], zero, 1)
+    with code.loop(down, "ty") as i, _tiles_of_row(ctx, i, (down, across), first, look) as j:
         position = i * across + j
         active = one
         if not sparse.everywhere:
             y, x = overlap(i, tile_y, rows), overlap(j, tile_x, columns)
-            active = code.bind(any_changed(ctx, windows(y, x)), "act")
+            active = code.bind(any_changed(ctx, windows(y, x, tile_x)), "act")
         index = [position + first]
         before = code.bind(cast(load(buffers.tiles, index, 1), "int32", 1), "was")
         used = code.bind((before + 1) >> one, "used")  # 1 also of a tile to be refreshed: 2
@@ -105,9 +118,11 @@ def changed_tiles(
         # Written at every tile and overwritten by the next one where there is nothing to do.
         code.store(buffers.list, [n], position * 2 + active, 1)
         code.store(count, [0], n + (active | used), 1)
-        for row, value in ((0, active), (1, used & (active ^ one))):
-            at = [2 * sparse.index + row]
-            code.store(buffers.counts, at, load(buffers.counts, at, 1) + value, 1)
+        for sum_, value in zip(sums, (active, used & (active ^ one)), strict=True):
+            code.store(sum_, [0], load(sum_, [0], 1) + value, 1)
+    for row, sum_ in enumerate(sums):
+        at = [2 * sparse.index + row]
+        code.store(buffers.counts, at, load(buffers.counts, at, 1) + load(sum_, [0], 1), 1)
     total = code.bind(load(count, [0], 1), "total")
     walk = partial(_walk, ctx, total, (rows, columns), (tile_y, tile_x))
     with walk() as tile:
@@ -115,6 +130,39 @@ def changed_tiles(
     if finish is not None:
         with walk() as tile:
             finish(tile)
+
+
+@contextmanager
+def _tiles_of_row(
+    ctx: Context,
+    row: Expr,
+    tiles: tuple[int, int],
+    first: int,
+    look: Callable[[Expr, Expr], Expr],
+) -> Iterator[Expr]:
+    """Nest what follows in a loop over the tiles of a row that may need work.
+
+    Runs of tiles are left out where nothing changed (``look``), nor did when they were last
+    computed.
+    """
+    code, sparse, buffers = ctx.code, ctx.kernel.sparse, ctx.sparse
+    assert sparse is not None and buffers is not None
+    down, across = tiles
+    noted = ctx.kernel.h * ctx.kernel.w  # tiles that the buffer has room for
+    if sparse.everywhere or across < 2 * _RUN or noted < first + down * across + _RUN:
+        with code.loop(across, "tx") as j:
+            yield j
+        return
+    with code.loop(ceil_div(across, _RUN), "run") as run:
+        start = run * _RUN
+        # The run of a row's end may go on in the next row: that is looked at in vain.
+        before = load(buffers.tiles, [row * across + start + first], _RUN)
+        before = cast(tirx.NE(reinterpret(before, "int64", 1), tirx.const(0, "int64")), "int32", 1)
+        with (
+            code.when(tirx.NE(look(row, start) | before, tirx.const(0, "int32"))),
+            code.loop(rest(across, start, _RUN), "tx") as j,
+        ):
+            yield start + j
 
 
 @contextmanager
@@ -127,16 +175,24 @@ def _walk(
     (rows, columns), (tile_y, tile_x) = plane, size
     across = ceil_div(columns, tile_x)
     one = tirx.const(1, "int32")
-    with code.loop(total, "p", ctx.decision.parallel) as p:
-        entry = code.bind(load(buffers.list, [p], 1), "entry")
+
+    def place(entry: Expr) -> tuple[Expr, Expr, Expr, Expr]:
         position = code.bind(entry >> one, "tile")
         i = tirx.floordiv(position, across) if across > 1 else position
         j = tirx.floormod(position, across) if across > 1 else 0
         y = code.bind(overlap(i, tile_y, rows), "at")
-        x = code.bind(overlap(j, tile_x, columns), "at")
+        return i, j, y, code.bind(overlap(j, tile_x, columns), "at")
+
+    with code.loop(total, "p", ctx.decision.parallel) as p:
+        entry = code.bind(load(buffers.list, [p], 1), "entry")
+        i, j, y, x = place(entry)
         before_y = 0 if rows % tile_y == 0 else i * tile_y - y
         before_x = 0 if columns % tile_x == 0 else j * tile_x - x
-        yield Tile(y, x, code.bind(entry & one, "active"), before_y, before_x)
+        next_y, next_x = y, x
+        if ctx.decision.prefetch:
+            later = tirx.Min(p + ctx.decision.prefetch, total - 1)
+            _, _, next_y, next_x = place(load(buffers.list, [later], 1))
+        yield Tile(y, x, code.bind(entry & one, "active"), before_y, before_x, next_y, next_x)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def over_output(ctx: Context, value: Value, depends: Reach | None = None) -> Non
     if kernel.gate is not None:
         emit_gate(ctx, epilogue)
     width = min(_RUN, kernel.w)
-    windows = _windows(kernel, width, depends)
+    windows = _windows(kernel, depends)
     finish = epilogue.finisher(1, width)
     tiles = changed_tiles(ctx, kernel.h, kernel.w, 1, width, windows, finish=finish)
     with tiles as tile:
@@ -62,8 +62,8 @@ def over_output(ctx: Context, value: Value, depends: Reach | None = None) -> Non
             pixel(tile.y, tile.x + j)
 
 
-def _windows(kernel: FusedKernel, width: int, depends: Reach | None) -> Windows:
-    def windows(y: Expr, x: Expr) -> list[reach.Window]:
+def _windows(kernel: FusedKernel, depends: Reach | None) -> Windows:
+    def windows(y: Expr, x: Expr, width: int) -> list[reach.Window]:
         anchored = [] if depends is None else list(depends(y, x, width))
         return anchored + reach.elementwise(kernel, y, x, 1, width)
 
@@ -80,7 +80,7 @@ def over_packs(
         if kernel.gate is not None:
             emit_gate(ctx, epilogue)
         width = min(_RUN, kernel.w)
-        windows = _windows(kernel, width, depends)
+        windows = _windows(kernel, depends)
         with changed_tiles(ctx, kernel.h, kernel.w, 1, width, windows) as tile:
             with code.loop(ceil_div(width, PACK), "j") as j:
                 epilogue.channels(0, LANES)

@@ -18,7 +18,7 @@ from tests.graphs import annotated, with_policy
 SIDE = 32  # pixels of `small_network`'s input
 
 
-def small_network(seed: int = 0) -> tvm.IRModule:
+def small_network(seed: int = 0, channels: int = 8) -> tvm.IRModule:
     """Return two convolutions and a skip connection over ``(1, 32, 32, 3)``."""
     rng = np.random.default_rng(seed)
 
@@ -31,11 +31,12 @@ def small_network(seed: int = 0) -> tvm.IRModule:
     with bb.function("main", [x]):
         with bb.dataflow():
             first = bb.emit(
-                relax.op.nn.conv2d(x, weight(8, 3, 3, 3), padding=[1] * 4, **layout), "first"
+                relax.op.nn.conv2d(x, weight(channels, 3, 3, 3), padding=[1] * 4, **layout), "first"
             )
             a = bb.emit(relax.op.nn.relu(first), "a")
             second = bb.emit(
-                relax.op.nn.conv2d(a, weight(8, 3, 3, 8), padding=[1] * 4, **layout), "second"
+                relax.op.nn.conv2d(a, weight(channels, 3, 3, channels), padding=[1] * 4, **layout),
+                "second",
             )
             b = bb.emit(relax.op.add(second, a), "b")
             y = bb.emit_output(bb.emit(relax.op.nn.relu(b), "y"))

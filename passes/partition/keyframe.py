@@ -42,7 +42,7 @@ class Keyframe(Program):
     def define(self, source: Any, value: Any) -> None:
         """Bind a source value; as state it is rounded first."""
         if source in self.state_values:
-            self.stored[source], value = self.rounded(value, source.name)
+            self.stored[source], value = self.rounded(source, value)
         self.env[source] = value
 
     def visit(self, var: Any, call: Any) -> Any:

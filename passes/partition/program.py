@@ -10,6 +10,7 @@ import numpy as np
 from tvm import relax
 
 from resq_tvm.passes.graph import Graph, concat_pieces, inputs_of, op_name, shape_of
+from resq_tvm.passes.held import held_values, live_values
 from resq_tvm.passes.operators import is_linear, is_local, is_recomputed
 from resq_tvm.passes.policy import (
     Choice,
@@ -30,6 +31,8 @@ class Settings:
     def __init__(self, main: Any, state_dtype: str, recurrent: bool) -> None:
         self.graph = Graph.of(main)
         self.producers = self.graph.producers
+        self.held = held_values(main)  # outputs that are state, float32 as they are
+        self.live = live_values(main)
         self._rooted: dict[Any, bool] = {}
         self.state_dtype = state_dtype
         self.recurrent = recurrent
@@ -93,8 +96,14 @@ class Settings:
 
     def is_state(self, value: Any) -> bool:
         """Whether a value's keyframe form, where it is needed, is state and not recomputed."""
+        if value in self.held:
+            return True
         call = self.producers.get(value)
         return call is None or not is_local(call) or not self.is_rooted(value)
+
+    def state_dtype_of(self, value: Any) -> str:
+        """Return how a value's keyframe form is stored."""
+        return "float32" if value in self.held else self.state_dtype
 
     def is_rooted(self, value: Any) -> bool:
         """Whether a value's full form is computed from full forms, not as key + delta."""
@@ -188,14 +197,15 @@ class Program:
             f"{prefix}{var.name}",
         )
 
-    def rounded(self, value: Any, name: str) -> tuple[Any, Any]:
-        """Return (what is stored, the float32 value to continue from)."""
-        if self.s.state_dtype == "float32":
+    def rounded(self, source: Any, value: Any) -> tuple[Any, Any]:
+        """Return (what is stored of a source value, the float32 value to continue from)."""
+        name, dtype = source.name, self.s.state_dtype_of(source)
+        if dtype == "float32":
             return value, value
         # Beyond its range float16 would give infinity, and infinity − infinity NaN.
-        limit = float(np.finfo(self.s.state_dtype).max)
+        limit = float(np.finfo(dtype).max)
         inside = self.emit(relax.op.clip(value, -limit, limit), f"{name}_inside")
-        stored = self.emit(relax.op.astype(inside, self.s.state_dtype), f"{name}_state")
+        stored = self.emit(relax.op.astype(inside, dtype), f"{name}_state")
         return stored, self.emit(relax.op.astype(stored, "float32"), f"{name}_rounded")
 
     def finish(self, outputs: list[Any], state: list[Any]) -> Any:

@@ -36,7 +36,7 @@ class Residual(Program):
         self.state_values = [v for v in order if v in needed]
         params = [relax.Var(p.name, p.ty) for p in graph.func.params]
         state = [
-            relax.Var(f"{v.name}_key", relax.TensorType(shape_of(v), self.s.state_dtype))
+            relax.Var(f"{v.name}_key", relax.TensorType(shape_of(v), self.s.state_dtype_of(v)))
             for v in self.state_values
         ]
         with self.bb.function(self.program, params + state):
@@ -44,9 +44,11 @@ class Residual(Program):
                 self._frames = dict(zip(graph.func.params, params, strict=True))
                 self._state = dict(zip(self.state_values, state, strict=True))
                 for var, call in graph.bindings:
-                    if is_linear_layer(call):
+                    if is_linear_layer(call) and var in self.s.live:
                         self.delta(var)
-                outputs = [self.full(v) for v in graph.outputs()]
+                outputs = [
+                    self.key(v) if v in self.s.held else self.full(v) for v in graph.outputs()
+                ]
                 new_state = [self.stored(v) for v in self.state_values]
                 result = self.finish(outputs, new_state)
             self.bb.emit_func_output(result)
@@ -61,7 +63,7 @@ class Residual(Program):
         if not self.s.recurrent:
             return self._state[value]
         full = self.full(value)
-        return full if self.s.state_dtype == "float32" else self._narrowed[value]
+        return full if self.s.state_dtype_of(value) == "float32" else self._narrowed[value]
 
     def delta(self, value: Any) -> Any:
         """Emit (once) the difference of a source value to its keyframe value."""
@@ -106,7 +108,7 @@ class Residual(Program):
         return self._fulls[value]
 
     def _continue(self, value: Any, full: Any) -> Any:
-        stored, rounded = self.rounded(full, value.name)
+        stored, rounded = self.rounded(value, full)
         self._narrowed[value] = stored
         return rounded
 
@@ -119,7 +121,7 @@ class Residual(Program):
                 key = self.emit(recall(call, self.key), name)
             else:
                 key = self._state[value]
-                if self.s.state_dtype != "float32":
+                if self.s.state_dtype_of(value) != "float32":
                     key = self.emit(relax.op.astype(key, "float32"), name)
             self._keys[value] = key
         return self._keys[value]
@@ -127,10 +129,10 @@ class Residual(Program):
 
 def needed_state(settings: Settings) -> set[Any]:
     """Return the source values whose keyframe value the residual program needs."""
-    need: set[Any] = set()
+    need: set[Any] = set(settings.held)
     seen: set[tuple[str, Any]] = set()
-    stack = [("full", v) for v in settings.graph.outputs()]
-    stack += [("delta", v) for v, _ in settings.graph.layers()]
+    stack = [("full", v) for v in settings.graph.outputs() if v not in settings.held]
+    stack += [("delta", v) for v, _ in settings.graph.layers() if v in settings.live]
     while stack:
         item = stack.pop()
         if item in seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -163,6 +164,7 @@ def obtain_qnet(
     state_dtype: str = "float16",
     timed: Timed | None = None,
     tile_budget: float | None = None,
+    hold: Sequence[str] | None = None,
 ) -> tuple[QuantizedNetwork, FitReport | None]:
     """Load a ``.qnet``, or load a model and calibrate it as the options say; fit thresholds.
 
@@ -173,6 +175,8 @@ def obtain_qnet(
         ms.
     tile_budget : float, optional
         Share of the blocks of a residual that is kept at most; thresholds are fitted under it.
+    hold : sequence of str, optional
+        Outputs that residual frames do not compute.
 
     Raises
     ------
@@ -196,8 +200,10 @@ def obtain_qnet(
     else:
         schemes = [scheme, *overrides.values(), *([first_last] if first_last else [])]
     check_fit(schemes, tau=tau, budget=budget, labels=labels, tile_budget=tile_budget, timed=timed)
-    if done is not None and budget is None:
-        return (done if tile_budget is None else done.with_tile_budget(tile_budget)), None
+    if done is not None:
+        done = _limited(done, tile_budget, hold)
+        if budget is None:
+            return done, None
     if calibration is None:
         raise ConfigError(
             f"budget {budget!r} is fitted on a clip; give --calibration CLIP"
@@ -218,6 +224,12 @@ def obtain_qnet(
         with console.progress("load") as progress:
             progress(model)
             net = load(model, input_shape=shape, dump=None if dump is None else dump / "load")
+        if hold:
+            from resq_tvm.quantize.qnet import check_held_outputs
+
+            known = [output.name for output in net.outputs]
+            dynamic = any(Scheme.parse(text).dynamic for text in schemes if text != "float")
+            check_held_outputs(hold, known, scheme, dynamic)
     prepare = make_preprocessor(processing, net.inputs)
     clips = [
         PreparedClip(clip.select(selected, window), prepare)
@@ -242,11 +254,19 @@ def obtain_qnet(
                 tau=TAU if tau is None else tau,
                 progress=progress,
             )
-    if tile_budget is not None:
-        done = done.with_tile_budget(tile_budget)
+        done = _limited(done, tile_budget, hold)
     if budget is None:
         return done, None
     return fit(
         console, done, clips, processing, budget=budget, labels=labels, timed=timed,
         state_dtype=state_dtype,
     )  # fmt: skip
+
+
+def _limited(
+    qnet: QuantizedNetwork, tile_budget: float | None, hold: Sequence[str] | None
+) -> QuantizedNetwork:
+    """Return the network with what bounds its residual frames."""
+    if tile_budget is not None:
+        qnet = qnet.with_tile_budget(tile_budget)
+    return qnet.with_held_outputs(hold) if hold else qnet

@@ -17,7 +17,7 @@ from resq_tvm.cli.calibrate import (
     obtain_qnet,
 )
 from resq_tvm.cli.console import Console, table
-from resq_tvm.cli.fit import BudgetText, Labels, Tau, TileBudget, in_ms, outcome, summary
+from resq_tvm.cli.fit import BudgetText, Hold, Labels, Tau, TileBudget, in_ms, outcome, summary
 from resq_tvm.cli.options import (
     Crop,
     DeviceName,
@@ -72,6 +72,7 @@ def compile(
     budget: BudgetText = None,
     labels: Labels = None,
     tile_budget: TileBudget = None,
+    hold: Hold = None,
     frame_program: Annotated[
         bool,
         typer.Option(
@@ -146,6 +147,7 @@ def compile(
         budget=budget,
         labels=labels,
         tile_budget=tile_budget,
+        hold=hold,
         frame_program=frame_program,
         database=database,
         device=device,
@@ -201,6 +203,7 @@ def compile(
         state_dtype=state_dtype,
         timed=timed,
         tile_budget=tile_budget,
+        hold=hold,
     )
     from resq_tvm.compiler import compile as compile_network
 

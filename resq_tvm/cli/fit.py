@@ -40,6 +40,14 @@ TileBudget = Annotated[
         help="Keep at most this share of the 8x8 blocks of any value's residual, the strongest.",
     ),
 ]
+Hold = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hold",
+        metavar="OUTPUT",
+        help="Compute this output on keyframes alone; residual frames repeat it. May be repeated.",
+    ),
+]
 Labels = Annotated[
     Path | None,
     typer.Option("--labels", help="Folder of label images of the calibration frames."),

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from resq_tvm.bops import layer_macs
 from resq_tvm.passes.graph import Graph, concat_pieces, op_name
+from resq_tvm.passes.held import live_values
 from resq_tvm.passes.policy import choice_name
 from resq_tvm.reference.operands import ints
 from resq_tvm.scheme import Scheme
@@ -28,6 +29,8 @@ Cost = Callable[[Shares], float]
 class ActivityMeter:
     """Shares of active tiles of the layers of a residual program.
 
+    Layers of which only held outputs depend are none of it.
+
     Parameters
     ----------
     main : relax.Function
@@ -39,7 +42,10 @@ class ActivityMeter:
         producers = graph.producers
         precisions: dict[str, str] = json.loads(str(main.attrs["resq.layers"]))
         self.layers: dict[str, tuple[Any, tuple[str, ...]]] = {}
+        live = live_values(main)
         for var, call in graph.layers():
+            if var not in live:
+                continue
             text = precisions[var.name]
             residual = None if text == "float" else Scheme.parse(text).residual
             pool = residual.pool if residual is not None else ()

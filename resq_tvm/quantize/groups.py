@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resq_tvm.passes.graph import Graph, concat_pieces, inputs_of, shape_of
+from resq_tvm.passes.held import live_values
 from resq_tvm.passes.policy import choice_name
 from resq_tvm.scheme import Scheme
 
@@ -47,7 +48,10 @@ def choice_groups(main: Any, outputs: Sequence[int] | None) -> dict[str, list[st
             stack += inputs_of(producers[value]) if value in producers else []
     sizes: dict[str, str] = {}
     live: set[str] = set()
+    computed = live_values(main)
     for var, call in graph.layers():
+        if var not in computed:
+            continue
         text = layers[var.name]
         residual = None if text == "float" else Scheme.parse(text).residual
         if residual is None or not residual.pool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -85,6 +85,7 @@ class _Dynamic(_Strict):
     choices: dict[str, _Choice]
     gates: dict[str, _Gate]
     budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    held: tuple[Annotated[int, Field(ge=0)], ...] = ()
 
 
 class _Hashes(_Strict):
@@ -171,9 +172,31 @@ class QuantizedNetwork:
         ConfigError
             If the budget is not within ``(0, 1]`` or the scheme has no pools of bits.
         """
-        dynamic = self.dynamic
-        check_tile_budget(budget, self.scheme, dynamic is not None)
-        text = json.dumps({**(dynamic or {}), "budget": budget})
+        check_tile_budget(budget, self.scheme, self.dynamic is not None)
+        return self._with_dynamic(budget=budget)
+
+    def with_held_outputs(self, names: Sequence[str]) -> QuantizedNetwork:
+        """Return the network with outputs that are computed on keyframes alone.
+
+        Residual frames answer with the keyframe's, and do none of the work that only these outputs
+        need.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Of `network.outputs`; none: every frame computes all outputs.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such output, no other one is left, or the scheme has no pools of bits.
+        """
+        known = [output.name for output in self.network.outputs]
+        check_held_outputs(names, known, self.scheme, self.dynamic is not None)
+        return self._with_dynamic(held=[n for n, name in enumerate(known) if name in names])
+
+    def _with_dynamic(self, **changes: Any) -> QuantizedNetwork:
+        text = json.dumps({**(self.dynamic or {}), **changes})
         main = self.module["main"].with_attr("resq.dynamic", text)
         return replace(self, network=replace(self.network, module=tvm.IRModule({"main": main})))
 
@@ -258,6 +281,24 @@ def check_tile_budget(budget: float | None, scheme: str, dynamic: bool) -> None:
         )
     if budget is not None and not 0 < budget <= 1:
         raise ConfigError(f"tile budget {budget} is out of range; use a share up to 1")
+
+
+def check_held_outputs(
+    names: Sequence[str], known: Sequence[str], scheme: str, dynamic: bool
+) -> None:
+    """Raise `ConfigError` if outputs of these names cannot be held."""
+    if not dynamic:
+        raise ConfigError(
+            f"holding outputs needs a scheme with a pool of bits, this one is {scheme!r}; "
+            "calibrate with for example W8A8->W8A{0,8}"
+        )
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"output {name!r} is none of the network's; use {', '.join(known)}")
+    if set(names) >= set(known):
+        raise ConfigError(
+            f"all outputs ({', '.join(known)}) would be held; leave one that frames compute"
+        )
 
 
 @mutator

@@ -1,14 +1,16 @@
-"""The search behind `resq_tvm.fit_thresholds`: one multiple for all, then one per group.
+"""The search behind `resq_tvm.fit_thresholds`: one multiple for all, per group, per choice.
 
 Two quantities steer it. The *error* is what the budget is about; on the frames of a short clip it
 also falls and rises by chance. The *drift*, how far outputs are from those of the residual that
-keeps everything, only grows as more is dropped. The *loss*, both together, compares settings.
+keeps everything, only grows as more is dropped. The *loss*, both together, compares settings. At
+last choices move one by one: each where cost and loss, at the price that moving all of them
+together has, become less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +22,8 @@ from resq_tvm.quantize.groups import UNREAD
 from resq_tvm.quantize.trials import Thresholds, Trial, Trials
 
 LARGEST = 4.0  # times its root mean square: beyond that a residual is motion whatever it costs
-GATES = (0.0, 2.0, 4.0, 8.0)  # times a block's expected noise energy
+# Times a block's expected noise energy. The largest let only strong changes of whole blocks pass.
+GATES = (0.0, *(2.0**n for n in range(1, 10)))
 SWEEPS = 3
 
 _PROBE = 0.7  # octaves that a probe moves a group, up and down
@@ -28,6 +31,7 @@ _GATE_SHARE = 0.05  # of the budget (or of the error, where cost is bounded) tha
 _BISECTIONS = 7
 _LINE = (-0.4, 0.0, 0.4)  # octaves at which the common factor is tried
 _SPEND = (0.3, 0.07)  # octaves of the last steps towards the budget, first and smallest
+_STEPS = (1.0, 0.5)  # octaves that single choices move, sweep by sweep
 
 Multiples = dict[str, float]  # group → threshold in root mean squares of a choice's residuals
 ErrorOf = Callable[[Sequence[Outputs], Sequence[int]], float]
@@ -121,6 +125,7 @@ class Search:
             self._uniform()
             self._sweep()
             self._spend()
+            self._refine()
         except KeyboardInterrupt:
             return True
         return False
@@ -234,6 +239,67 @@ class Search:
         if abs(slope) < 1e-3:
             return 0.0
         return float(np.clip((np.log2(max(goal, 1e-30)) - offset) / slope, -0.8, 0.8))
+
+    def _refine(self) -> None:
+        """Move choices and gates one by one within the budget, then all together towards it."""
+        alone = {
+            name: [name]
+            for group, names in self.groups.items()
+            if group != UNREAD
+            for name in names
+        }
+        multiples = {
+            name: self.best.multiples[group] for group, names in self.groups.items()
+            for name in names if group != UNREAD
+        }  # fmt: skip
+        if UNREAD in self.groups:
+            alone[UNREAD] = list(self.groups[UNREAD])
+            multiples[UNREAD] = self.best.multiples[UNREAD]
+        self.groups = alone
+        start = found = self.best = replace(self.best, multiples=multiples)
+        price = self._price(start)
+        for number, step in enumerate(_STEPS):
+            for name in ("gate", *alone):
+                self._say(
+                    f"choices, sweep {number + 1} of {len(_STEPS)} ({name}): "
+                    f"cost {found.cost:.3g}, error {found.error:.4g}"
+                )
+                found = self._moved(found, name, step, start, price)
+        self.best = found
+        self._spend()
+        if not self._improves(self.best, start):
+            self.best = start
+
+    def _price(self, start: Candidate) -> float:
+        """Return the cost that a unit of loss buys where all choices move together."""
+        low, high = (
+            self._run(_scaled(start.multiples, octave), start.gate) for octave in (-_PROBE, _PROBE)
+        )
+        bought = self._loss(high, start) - self._loss(low, start)
+        return max(low.cost - high.cost, 0.0) / max(bought, 1e-12)
+
+    def _moved(
+        self, found: Candidate, name: str, step: float, start: Candidate, price: float
+    ) -> Candidate:
+        """Return the better of a candidate and one in which one choice, or the gate, has moved."""
+
+        def value(candidate: Candidate) -> float:
+            return candidate.cost + price * self._loss(candidate, start)
+
+        multiple = found.gate if name == "gate" else found.multiples[name]
+        if name == UNREAD or multiple == 0:
+            return found
+        for octaves in (step, -step):
+            moved = multiple * 2**octaves
+            if name == "gate":
+                tried = self._run(found.multiples, moved)
+            elif moved <= LARGEST:
+                tried = self._run({**found.multiples, name: moved}, found.gate)
+            else:
+                continue
+            if self._keeps(tried) and value(tried) < value(found):
+                return tried
+        return found
 
     def _spend(self) -> None:
         """Go on towards the budget, in steps that are halved where they go too far."""

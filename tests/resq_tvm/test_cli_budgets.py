@@ -11,6 +11,7 @@ import pytest
 from resq_tvm.cli import main
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from tests.dynamic import dynamic, small_network
+from tests.resq_tvm.test_held_outputs import two_heads
 
 
 @pytest.fixture
@@ -45,6 +46,19 @@ def test_a_share_of_tiles_and_the_programs(resq: Any, model: Path, tmp_path: Pat
     assert found["probe"] and found["frame_params"] and found["workspace_bytes"] > 0
     text = resq("inspect", out, as_json=False)
     assert "keyframe residual probe frame" in text and str(found["workspace_bytes"]) in text
+
+
+def test_outputs_that_frames_hold(resq: Any, tmp_path: Path) -> None:
+    model = dynamic(two_heads(), (0, 8)).save(tmp_path / "heads.qnet")
+    out = tmp_path / "net.resq"
+    command = ("compile", model, "--no-frame-program", "-o", out)
+    assert resq(*command, "--hold", "y1")["arguments"]["hold"] == ["y1"]
+    found = resq("inspect", out)
+    assert found["options"]["held"] == "y1"
+    kernels = {k["layer"] for k in found["kernels"] if k["program"] == "residual"}
+    assert "asked" in kernels and "mask" not in kernels
+    error = resq(*command, "--hold", "y2", code=1)["error"]
+    assert error["message"] == "output 'y2' is none of the network's; use y0, y1"
 
 
 def test_milliseconds_under_a_share_of_tiles(

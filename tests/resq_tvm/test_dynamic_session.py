@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from resq_tvm import compiler
 from resq_tvm.artifact import Artifact
 from resq_tvm.breakeven import SHARES, changed_frame, crossing, measure_break_even
 from resq_tvm.cli import main
+from resq_tvm.compiler import lower_network
 from resq_tvm.errors import ConfigError
 from resq_tvm.keyframes import KeyframePolicy
 from resq_tvm.passes.partition import Partition
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.reference.executor import Executor
+from resq_tvm.schedules.choice import Chosen, by_rules
+from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.session import Session
+from resq_tvm.targets.preset import get_target
 from tests.dynamic import SIDE, FixedCosts, dynamic, qnet, small_network
 from tests.graphs import annotated
 from tests.resq_tvm import tiny_artifact
@@ -181,6 +186,27 @@ def test_the_frame_program_is_frame_quantization(artifact: Artifact) -> None:
     for frame in moving(3):
         np.testing.assert_array_equal(session(frame), alone(frame))
         assert session.last is not None and session.last.kind == "frame"
+
+
+def test_frame_program_with_parameters_of_its_own() -> None:
+    """Where its kernels are packed otherwise, all programs take the longer parameter tuple."""
+    target = get_target()
+    usual = by_rules(target)
+
+    def decide(kernel: FusedKernel) -> Chosen:
+        chosen = usual(kernel)
+        if chosen.decision.method != "dot" or "state" in kernel.name:
+            return chosen
+        return replace(chosen, decision=replace(chosen.decision, tile_o=1))
+
+    wide = dynamic(small_network(channels=24), period=PERIOD)
+    lowered, names = lower_network(wide, target, decide=decide)
+    assert names is not None
+    assert any(name.startswith("frame.") for name in lowered.params)
+    functions = {gv.name_hint: f for gv, f in lowered.module.functions_items()}
+    for program in ("keyframe", "probe", "residual"):
+        assert len(functions[program].params[-1].ty.fields) == len(lowered.params)
+    assert len(functions["frame"].params[-1].ty.fields) == len(names)
 
 
 def test_artifact_without_a_frame_program(network: QuantizedNetwork) -> None:

@@ -16,6 +16,7 @@ from resq_tvm.passes.partition.program import Settings
 from resq_tvm.quantize.groups import UNREAD, choice_groups
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.quantize.samples import read_clip
+from resq_tvm.quantize.search import Search
 from resq_tvm.quantize.thresholds import fit_thresholds
 from resq_tvm.quantize.trials import Thresholds, Trials
 from resq_tvm.reference.session import ReferenceSession
@@ -92,6 +93,16 @@ def test_work_budget_and_own_cost(qnet: QuantizedNetwork, clip: Any, error: Any)
     assert timed.cost <= 3 and timed.cost == pytest.approx(6 * timed.shares["head"])
     with pytest.raises(ConfigError, match="cannot be kept"):
         fit_thresholds(qnet, [clip], error=error, budget="3 ms", cost=lambda _shares: 4.0)
+
+
+def test_choices_that_move_alone_save_more(
+    qnet: QuantizedNetwork, clip: Any, error: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, report = fit_thresholds(qnet, [clip], error=error, budget="12 % output")
+    assert report.error <= report.static_error + 12
+    monkeypatch.setattr(Search, "_refine", lambda _search: None)
+    _, together = fit_thresholds(qnet, [clip], error=error, budget="12 % output")
+    assert report.cost < 0.97 * together.cost
 
 
 def test_other_attributes_stay(qnet: QuantizedNetwork, clip: Any, error: Any, tmp_path) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
 from tvm import relax
 
+from resq_tvm.compiler import compile as compile_network
+from resq_tvm.errors import ConfigError
 from resq_tvm.network import Network, TensorInfo
 from resq_tvm.passes.partition.program import Settings
 from resq_tvm.quantize.calibrate import calibrate
+from resq_tvm.quantize.compiled_trials import CompiledTrials
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.quantize.samples import read_clip
 from resq_tvm.quantize.trials import Thresholds, Trials
@@ -94,3 +99,36 @@ def with_tau(qnet: QuantizedNetwork, tau: float) -> QuantizedNetwork:
         "resq.dynamic", json.dumps({**qnet.dynamic, "choices": choices})
     )
     return replace(qnet, network=replace(qnet.network, module=tvm.IRModule({"main": main})))
+
+
+@pytest.mark.parametrize("make", [small_network, forked_network])
+def test_an_artifact_gives_the_same_trials(make: Callable[[], Network], tmp_path: Path) -> None:
+    clip = moving_clip(2 * PERIOD, speed=0.05)
+    qnet = calibrate(make(), [clip], "W8A8->W8A{0,8}", period=PERIOD, candidates=4)
+    artifact = compile_network(qnet, output=tmp_path / "n.resq", frame_program=False)
+    parts = qnet, [read_clip(qnet.network, clip)], PERIOD, [0, 1], "float16"
+    plain, compiled = Trials(*parts), CompiledTrials(*parts, artifact)
+    norms = plain.residual_norms()
+    assert compiled.residual_norms() == norms
+    for factor in (0.0, 0.5, 2.0):
+        thresholds = Thresholds(
+            {name: factor * norm for name, norm in norms.items()},
+            dict.fromkeys(plain.gates, 40.0 * factor),
+        )
+        want, found = plain.run(thresholds), compiled.run(thresholds)
+        assert found.shares == want.shares
+        for ours, theirs in zip(found.outputs, want.outputs, strict=True):
+            for y, expected in zip(ours, theirs, strict=True):
+                np.testing.assert_allclose(y[0], expected[0], rtol=1e-5, atol=1e-6)
+
+
+def test_an_artifact_of_another_network(tmp_path: Path) -> None:
+    clip = moving_clip(2 * PERIOD, speed=0.05)
+    first, other = (
+        calibrate(make(), [clip], "W8A8->W8A{0,8}", period=PERIOD, candidates=4)
+        for make in (small_network, forked_network)
+    )
+    artifact = compile_network(first, output=tmp_path / "n.resq", frame_program=False)
+    parts = other, [read_clip(other.network, clip)], PERIOD, [0], "float16"
+    with pytest.raises(ConfigError, match="does not belong to this network"):
+        CompiledTrials(*parts, artifact)
