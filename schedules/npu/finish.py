@@ -40,7 +40,7 @@ class Finish:
         thresholds: tuple[float, ...],
     ) -> None:
         self.ctx, self.size = ctx, tile
-        self.epilogue = epilogue_of(ctx.kernel, thresholds)
+        self.epilogue = epilogue_of(ctx.kernel, thresholds, len(firsts) == 1)
         self.number = len(ctx.programs)
         ctx.programs.append(self.epilogue.steps)
         rows, columns, channels = tile

@@ -53,7 +53,7 @@ class Epilogue:
     anchor_map: str | None
 
 
-def epilogue_of(kernel: FusedKernel, thresholds: tuple[float, ...]) -> Epilogue:
+def epilogue_of(kernel: FusedKernel, thresholds: tuple[float, ...], whole: bool) -> Epilogue:
     """Translate a kernel's nodes and stores.
 
     Parameters
@@ -62,6 +62,9 @@ def epilogue_of(kernel: FusedKernel, thresholds: tuple[float, ...]) -> Epilogue:
         The changed blocks of a gate are an operand behind the constants.
     thresholds : tuple of float
         The program's, by which choices decide.
+    whole : bool
+        Whether a tile has all channels of a pixel. Otherwise nobody can tell from one tile whether
+        all of a pixel is zero, and maps say that every pixel of a tile changed.
     """
     anchored = not isinstance(kernel.anchor, Walk)
     loads = _names(kernel, "load")
@@ -110,14 +113,16 @@ def epilogue_of(kernel: FusedKernel, thresholds: tuple[float, ...]) -> Epilogue:
             late.append((len(steps) - 1, out_maps[store.name].name))
         steps.append(Step("write", (value,), index=operand + len(writes)))
         writes.append(store.name)
-    late += _changed_maps(kernel, ids, steps)
+    late += _changed_maps(kernel, ids, steps, whole)
     for value, name in late:
         steps.append(Step("write", (value,), index=operand + len(writes)))
         writes.append(name)
     return Epilogue(tuple(steps), loads, masks, vectors, tuple(writes), anchored, anchor_map)
 
 
-def _changed_maps(kernel: FusedKernel, ids: list[int], steps: list[Step]) -> list[tuple[int, str]]:
+def _changed_maps(
+    kernel: FusedKernel, ids: list[int], steps: list[Step], whole: bool
+) -> list[tuple[int, str]]:
     """Append what finds the maps of outputs without a choice of bits; return values and names.
 
     Where a pixel of such an output is not all zero, its map has the bits of the widest codes.
@@ -130,7 +135,10 @@ def _changed_maps(kernel: FusedKernel, ids: list[int], steps: list[Step]) -> lis
         name = out_maps[store.name].name
         node = kernel.nodes[store.node]
         bits = node.limit.bit_length() + 1 if node.op == "quantize" else 8
-        steps.append(Step("nonzero", (ids[store.node],), float(bits)))
+        if whole:
+            steps.append(Step("nonzero", (ids[store.node],), float(bits)))
+        else:
+            steps.append(Step("scalar", value=float(bits)))
         if name in found:
             steps.append(Step("max", (found[name], len(steps) - 1)))
         found[name] = len(steps) - 1
