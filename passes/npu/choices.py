@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules.npu.rules import decide_npu
-from resq_tvm.schedules.spec import Conv, FusedKernel, Node, Store, TensorSpec, Walk
+from resq_tvm.schedules.spec import ANYTHING, Conv, FusedKernel, Node, Store, TensorSpec, Walk
 from resq_tvm.targets.preset import Target
 
 
@@ -49,6 +49,7 @@ def choose_apart(kernel: FusedKernel) -> tuple[FusedKernel, FusedKernel]:
         stores.append(Store(store.node, spec.name))
         outputs.append(spec)
     skips = not sparse.everywhere
+    asked = {name: m for name, m in sparse.maps.items() if name == ANYTHING}
     first = replace(
         kernel,
         outputs=tuple(outputs),
@@ -67,7 +68,8 @@ def choose_apart(kernel: FusedKernel) -> tuple[FusedKernel, FusedKernel]:
         tuple(Store(i, s.name, s.choice) for i, s in enumerate(chosen)),
         kernel.code,
         sparse=replace(
-            sparse, maps=fine_maps if skips else {},
+            sparse,
+            maps=fine_maps | asked if skips else {},
             out_maps={s.name: sparse.out_maps[s.name] for s in chosen},
         ),
     )

@@ -15,7 +15,7 @@ from resq_tvm.passes.npu.host import VIEWS
 from resq_tvm.passes.npu.memory import Value
 from resq_tvm.passes.npu.skips import writes_nothing
 from resq_tvm.passes.npu.support import can_move, misfits
-from resq_tvm.schedules.spec import FusedKernel, Sparse, TensorSpec
+from resq_tvm.schedules.spec import ANYTHING, FusedKernel, Sparse, TensorSpec
 from resq_tvm.targets.preset import Target
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class ProgramItems:
         self.maps: dict[Any, TensorSpec] = {}
         self.fine: dict[str, TensorSpec] = {}  # what kernels leave to choose from, by name
         self.bits: dict[Any, int] = {}
+        self.frame: TensorSpec | None = None  # map of whether anything changed
+        self.gated: set[Any] = set()  # tensors that are zero where nothing did
         self.complaints: list[str] = []
         limits = CodeLimits()
         found: list[Item] = []
@@ -150,7 +152,22 @@ class ProgramItems:
                 self.maps[var] = outputs[spec.name] = made
         if not inputs and not outputs:
             return kernel
+        self._ask_the_gate(kernel, reads, results, inputs, outputs, skips)
         return replace(kernel, sparse=Sparse(inputs, not skips, outputs, 0, 0, 0, 0))
+
+    def _ask_the_gate(
+        self, kernel: FusedKernel, reads: list[Any], results: list[Any],
+        inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec], skips: bool,
+    ) -> None:
+        """Let the frame's gate tell whether anything changed, and kernels behind it ask."""
+        if not skips:
+            return
+        if kernel.gate is not None and self.frame is None:
+            self.frame = outputs[ANYTHING] = TensorSpec("anything_changed", 1, 1, 1, "uint8", 1)
+            self.gated.update(results)
+        elif self.frame is not None and all(v in self.gated for v in reads if v in self.maps):
+            inputs[ANYTHING] = self.frame
+            self.gated.update(results)
 
     def _values(self) -> dict[Any, Value]:
         """Return every tensor by its variable (maps by name), with its lifetime."""
@@ -165,6 +182,8 @@ class ProgramItems:
                 values[var] = Value(self.spec(var), index, index, movable=on_npu)
                 if var in self.maps:
                     values[self.maps[var].name] = Value(self.maps[var], index, index)
+            if self.frame is not None and item.kernel is not None:
+                self._keep_the_gates_word(values, index, item.kernel)
             for var in dict.fromkeys(self.root(r) for r in item.reads):
                 for value in self._with_map(values, var):
                     value.last = max(value.last, index)
@@ -174,6 +193,18 @@ class ProgramItems:
             value = values[self.root(var)]
             value.fixed, value.last = True, end
         return values
+
+    def _keep_the_gates_word(
+        self, values: dict[Any, Value], index: int, kernel: FusedKernel
+    ) -> None:
+        """Let what the gate found stay in SRAM, where alone commands can ask for it."""
+        assert self.frame is not None
+        sparse = kernel.sparse
+        if sparse is not None and ANYTHING in sparse.out_maps:
+            values[self.frame.name] = Value(self.frame, index, index)
+        elif sparse is not None and ANYTHING in sparse.maps:
+            values[self.frame.name].last = index
+            values[self.frame.name].readers += 1
 
     def _with_map(self, values: dict[Any, Value], var: Any) -> list[Value]:
         found = [values[var]]

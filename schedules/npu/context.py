@@ -15,7 +15,7 @@ from resq_tvm.schedules.context import ceil_div
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.npu.intrinsics import ACCUMULATORS, SRAM, call
 from resq_tvm.schedules.npu.tensors import CHANNEL_GRAIN, Rect, Tile, in_place, transfer_arguments
-from resq_tvm.schedules.spec import FusedKernel, TensorSpec
+from resq_tvm.schedules.spec import ANYTHING, FusedKernel, TensorSpec
 from resq_tvm.targets.npu.commands import VectorProgram
 from resq_tvm.targets.npu.description import Npu
 from resq_tvm.targets.preset import Target
@@ -73,7 +73,8 @@ class NpuContext:
         self.by_bands = False  # whether rows are the outermost loop, behind all constants
         self.maps_in = dict(kernel.sparse.maps) if kernel.sparse is not None else {}
         self.maps_out = dict(kernel.sparse.out_maps) if kernel.sparse is not None else {}
-        self.out_map_names = tuple(dict.fromkeys(m.name for m in self.maps_out.values()))
+        names = (m.name for key, m in self.maps_out.items() if key != ANYTHING)
+        self.out_map_names = tuple(dict.fromkeys(names))
         self.skips = skips_tiles(kernel)
         self.specs = {
             s.name: s

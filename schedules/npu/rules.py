@@ -22,7 +22,7 @@ _BLOCKS = 4  # of output channels at most
 # Tiles that can be skipped: what one takes at least, so that its commands cost little beside it,
 # and how many there are at most, so that the stream stays short.
 _WORTH_A_TEST = 300  # cycles
-_MOST_TILES = 64
+_MOST_TILES = 128
 _PASSES = 2  # of the vector unit through a tile, about
 
 

@@ -3,7 +3,9 @@
 A residual kernel's tile has nothing to do where all that it reads of differences is zero: then so
 is what it would write. Before its first tile a kernel lets the vector unit look through the maps of
 its inputs, one window per tile, and clears the maps of its outputs. All commands of a tile carry
-the address of its flag; loads of constants that many tiles share carry that of the whole kernel's.
+the address of its flag. Loads of constants that many tiles share carry that of the whole frame's,
+which the gate finds, so that they need not wait for the kernel before; where there is none, that of
+all tiles together.
 Nobody writes the outputs of a tile that is skipped. Their maps are zero there, and whoever reads a
 tensor beside its map takes pixels at which the map is zero for zero.
 """
@@ -13,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from resq_tvm.schedules.code import Expr
 from resq_tvm.schedules.npu.context import NpuContext, Slots
 from resq_tvm.schedules.npu.intrinsics import VECTOR, call, flag
 from resq_tvm.schedules.npu.tensors import Rect, Tile
+from resq_tvm.schedules.spec import ANYTHING, TensorSpec
 from resq_tvm.targets.npu.commands import Step
 
 Spans = tuple[tuple[int, int], ...]  # first and past pixel, for every tile along an axis
@@ -54,6 +58,8 @@ class Flags:
 
     def __init__(self, ctx: NpuContext, grids: Sequence[Grid]) -> None:
         self.ctx, self.grids, self.skips = ctx, grids, ctx.skips
+        self._told = self._byte(ctx.maps_out.get(ANYTHING))
+        self._asked = self._byte(ctx.maps_in.get(ANYTHING))
         if not self.skips:
             return
         counts = [grid.down * grid.across for grid in grids]
@@ -64,6 +70,10 @@ class Flags:
         self._cleared = {name: self._plane(name) for name in ctx.out_map_names}
         self._number = len(ctx.programs)
         ctx.programs += [self._program(), (Step("scalar"), Step("write", (0,), index=0))]
+
+    def _byte(self, frame: TensorSpec | None) -> Any:
+        """Return what holds the frame's flag; None where it does not stay in SRAM."""
+        return self.ctx.base(frame.name) if frame and self.ctx.is_resident(frame.name) else None
 
     def _plane(self, name: str | Tile) -> Slots | None:
         """Allocate room for a whole map; None where it stays in SRAM."""
@@ -99,6 +109,8 @@ class Flags:
                 steps.append(Step("max", (total, len(steps) - 1)))
             total = len(steps) - 1
         steps.append(Step("write", (total,), index=operand))
+        if self._told is not None:
+            steps.append(Step("write", (total,), index=operand + 1))
         return tuple(steps)
 
     def emit(self) -> None:
@@ -113,6 +125,8 @@ class Flags:
             if _has_tiles(grid):
                 operands += self._bytes(first, grid.down, grid.across).operand()
         operands += self._bytes(self._firsts[-1], 1, 1).operand()
+        if self._told is not None:
+            operands += Tile(self._told, 0, 1, 1, 1, 1, 1, "u8").operand()
         down = max(grid.down for grid in self.grids)
         across = max(grid.across for grid in self.grids)
         ctx.code.run(call(VECTOR, self._number, down, across, 1, 0, 0, 0, 0, 0, *operands))
@@ -139,11 +153,12 @@ class Flags:
 
     @contextmanager
     def any_tile(self) -> Iterator[None]:
-        """Nest commands that are skipped where no tile of the kernel has anything to do."""
+        """Nest commands that many tiles need."""
         if not self.skips:
             yield
             return
-        with self.ctx.code.when(flag(self._flags.buffer, self._firsts[-1])):
+        of_all = (self._flags.buffer, self._firsts[-1])
+        with self.ctx.code.when(flag(*(of_all if self._asked is None else (self._asked, 0)))):
             yield
 
     @contextmanager
