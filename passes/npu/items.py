@@ -75,9 +75,7 @@ class ProgramItems:
             var = self.views[var]
         return var
 
-    def _kernel_item(
-        self, var: Any, call: Any, limits: CodeLimits, thresholds: Thresholds
-    ) -> Item:
+    def _kernel_item(self, var: Any, call: Any, limits: CodeLimits, thresholds: Thresholds) -> Item:
         """Read a kernel; what it writes gets its bits."""
         plan = self.plan
         func, results = plan.composite(call), plan.results(var)
@@ -156,8 +154,13 @@ class ProgramItems:
         return replace(kernel, sparse=Sparse(inputs, not skips, outputs, 0, 0, 0, 0))
 
     def _ask_the_gate(
-        self, kernel: FusedKernel, reads: list[Any], results: list[Any],
-        inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec], skips: bool,
+        self,
+        kernel: FusedKernel,
+        reads: list[Any],
+        results: list[Any],
+        inputs: dict[str, TensorSpec],
+        outputs: dict[str, TensorSpec],
+        skips: bool,
     ) -> None:
         """Let the frame's gate tell whether anything changed, and kernels behind it ask."""
         if not skips:

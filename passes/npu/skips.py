@@ -21,7 +21,19 @@ from resq_tvm.schedules.spec import (
 
 _ZERO: Final = ("zero",)
 _KEEP_ZERO: Final = frozenset(
-    {"neg", "abs", "sqrt", "tanh", "erf", "round16", "quantize", "prelu", "dequantize", "mul", "div"}
+    {
+        "neg",
+        "abs",
+        "sqrt",
+        "tanh",
+        "erf",
+        "round16",
+        "quantize",
+        "prelu",
+        "dequantize",
+        "mul",
+        "div",
+    }
 )  # of their first argument
 
 

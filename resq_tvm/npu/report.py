@@ -32,6 +32,7 @@ from resq_tvm.targets.npu.timing import simulate as simulate_program
 from resq_tvm.targets.npu.timing_result import Timing
 from resq_tvm.video.clip import Clip
 
+
 @dataclass(frozen=True, eq=False)
 class NpuCount:
     """What a frame of one program takes on an NPU, the mean of those that were simulated.
@@ -113,6 +114,7 @@ class NpuCount:
         first = self.timings[0]
         return {
             "frames": len(self.timings),
+            "skipped": self._mean(_skipped_share),
             "ms": self.ms,
             "ms_without_state": self.ms_without_state,
             "cycles": self.cycles,
@@ -152,6 +154,12 @@ class NpuCount:
 
     def _mean(self, figure: Callable[..., float]) -> float:
         return _mean(figure(timing) for timing in self.timings)
+
+
+def _skipped_share(timing: Timing) -> float:
+    """Return the part of all commands that were skipped."""
+    skipped = timing.commands.skipped
+    return float(skipped.mean()) if skipped.size else 0.0
 
 
 def _mean(values: Any) -> float:

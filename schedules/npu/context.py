@@ -20,6 +20,7 @@ from resq_tvm.targets.npu.commands import VectorProgram
 from resq_tvm.targets.npu.description import Npu
 from resq_tvm.targets.preset import Target
 
+
 def skips_tiles(kernel: FusedKernel) -> bool:
     """Return whether a kernel skips the tiles whose inputs show no difference."""
     return kernel.sparse is not None and not kernel.sparse.everywhere

@@ -266,7 +266,14 @@ def from_json(text: str) -> list[VectorProgram]:
     """Read what `to_json` wrote."""
     return [
         tuple(
-            Step(op, tuple(args), value, limit, index, tuple(sorted((k, _frozen(v)) for k, v in table.items())))
+            Step(
+                op,
+                tuple(args),
+                value,
+                limit,
+                index,
+                tuple(sorted((k, _frozen(v)) for k, v in table.items())),
+            )
             for op, args, value, limit, index, table in program
         )
         for program in json.loads(text)

@@ -134,9 +134,7 @@ class Flags:
             spec = ctx.spec(name)
             tile = self._tile(name, slots)
             extents = (spec.h, spec.w, 1)
-            ctx.code.run(
-                call(VECTOR, self._number + 1, *extents, 0, 0, 0, 0, 0, *tile.operand())
-            )
+            ctx.code.run(call(VECTOR, self._number + 1, *extents, 0, 0, 0, 0, 0, *tile.operand()))
             ctx.put(name, Rect(0, 0, *extents[:2], 0, 1), tile)
 
     def _bytes(self, first: int, down: int, across: int) -> Tile:

@@ -254,7 +254,9 @@ class _Run:
             if lane.contention:
                 columns["contention"][own] = lane.contention
         work = self.bytes + self.macs  # a command has one of them
-        return CommandTimings(engine=self.engine, kernel=self.kernel, work=work, **columns)
+        return CommandTimings(
+            engine=self.engine, kernel=self.kernel, work=work, skipped=self.skipped, **columns
+        )
 
     def _engine(self, timings: CommandTimings, engine: Engine, done: int) -> EngineTiming:
         own = timings.engine == engine

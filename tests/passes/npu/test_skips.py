@@ -132,9 +132,7 @@ def test_whole_tensors_for_the_host():
     vector = npu.vector.model_copy(update={"operators": ("mean", "window", "choose", "gate")})
     target = npu_target(npu.model_copy(update={"name": "npu-bare", "vector": vector}))
     qnet = dynamic(network(build, (1, 12, 10, 3)), tau=0.2)
-    device = check_exact(
-        qnet.module, target, moving((1, 12, 10, 3), 2), state_dtype="float16"
-    )
+    device = check_exact(qnet.module, target, moving((1, 12, 10, 3), 2), state_dtype="float16")
     residual = device.lowered.stream.programs["residual"]
     (call,) = [item for item in residual.items if isinstance(item, HostCall)]
     assert "d_conv" in call.reads[0].name  # a difference, whose kernel runs everywhere

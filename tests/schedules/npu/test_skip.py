@@ -250,7 +250,5 @@ def test_a_gate_leaves_blocks_out(rng):
     one[9, 9] += 1
     device.write(made.tensors["x"], one)
     assert 0 < len(device.run(ENTRY).skipped) < flagged
-    found = np.where(
-        device.read(made.tensors["out_map"]) != 0, device.read(made.tensors["q"]), 0
-    )
+    found = np.where(device.read(made.tensors["out_map"]) != 0, device.read(made.tensors["q"]), 0)
     assert (found[9, 9] == 50).all() and np.count_nonzero(found) == c
