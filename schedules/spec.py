@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from resq_tvm.targets.preset import CodeFormat
 
 __all__ = [
+    "ANYTHING",
     "BUDGET_BLOCK",
     "Anchor",
     "Choice",
@@ -50,6 +51,7 @@ __all__ = [
 ]
 
 
+ANYTHING = "*"  # in a kernel's maps, on NPUs: one byte, whether anything in the frame changed
 BUDGET_BLOCK = 8  # pixels: side of the blocks that a budget counts
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules.npu.rules import decide_npu
-from resq_tvm.schedules.spec import Conv, FusedKernel, Node, Store, Walk
+from resq_tvm.schedules.spec import ANYTHING, Conv, FusedKernel, Node, Store, TensorSpec, Walk
 from resq_tvm.targets.preset import Target
 
 
@@ -37,18 +37,24 @@ def choose_apart(kernel: FusedKernel) -> tuple[FusedKernel, FusedKernel]:
     sparse = kernel.sparse
     assert sparse is not None
     stores, outputs, fine, chosen = [], [], [], []
+    seen, fine_maps = {}, {}  # of what the first kernel writes, where it skips tiles
     for store, spec in zip(kernel.stores, kernel.outputs, strict=True):
+        made = TensorSpec(f"{kernel.name}_changed", spec.h, spec.w, 1, "uint8", 1)
         if store.choice is not None:
             spec = replace(spec, name=f"{spec.name}_fine")
             fine.append(spec)
             chosen.append(store)
+            fine_maps[spec.name] = made
+        seen[spec.name] = made
         stores.append(Store(store.node, spec.name))
         outputs.append(spec)
+    skips = not sparse.everywhere
+    asked = {name: m for name, m in sparse.maps.items() if name == ANYTHING}
     first = replace(
         kernel,
         outputs=tuple(outputs),
         stores=tuple(stores),
-        sparse=replace(sparse, out_maps={}) if sparse.maps else None,
+        sparse=replace(sparse, out_maps=seen if skips else {}) if sparse.maps else None,
     )
     second = FusedKernel(
         f"{kernel.name}_choice",
@@ -61,6 +67,10 @@ def choose_apart(kernel: FusedKernel) -> tuple[FusedKernel, FusedKernel]:
         tuple(Node("load", name=s.name) for s in fine),
         tuple(Store(i, s.name, s.choice) for i, s in enumerate(chosen)),
         kernel.code,
-        sparse=replace(sparse, maps={}),
+        sparse=replace(
+            sparse,
+            maps=fine_maps | asked if skips else {},
+            out_maps={s.name: sparse.out_maps[s.name] for s in chosen},
+        ),
     )
     return first, second

@@ -13,8 +13,9 @@ from resq_tvm.passes.lower import layer_of
 from resq_tvm.passes.npu.choices import choose_apart, chooses_late
 from resq_tvm.passes.npu.host import VIEWS
 from resq_tvm.passes.npu.memory import Value
+from resq_tvm.passes.npu.skips import writes_nothing
 from resq_tvm.passes.npu.support import can_move, misfits
-from resq_tvm.schedules.spec import FusedKernel, Sparse, TensorSpec
+from resq_tvm.schedules.spec import ANYTHING, FusedKernel, Sparse, TensorSpec
 from resq_tvm.targets.preset import Target
 
 if TYPE_CHECKING:
@@ -48,16 +49,23 @@ class ProgramItems:
         self.maps: dict[Any, TensorSpec] = {}
         self.fine: dict[str, TensorSpec] = {}  # what kernels leave to choose from, by name
         self.bits: dict[Any, int] = {}
+        self.frame: TensorSpec | None = None  # map of whether anything changed
+        self.gated: set[Any] = set()  # tensors that are zero where nothing did
         self.complaints: list[str] = []
         limits = CodeLimits()
+        found: list[Item] = []
         for var, expr in plan.graph.bindings:
             if plan.composite(expr) is not None:
-                self._add_kernel(var, expr, limits, thresholds)
+                found.append(self._kernel_item(var, expr, limits, thresholds))
             elif op_name(expr) in VIEWS:
                 self.views[var] = expr.args[0]
             elif op_name(expr):
                 reads = list(dict.fromkeys(inputs_of(expr)))
-                self.items.append(Item(var, reads, plan.results(var), call=expr))
+                found.append(Item(var, reads, plan.results(var), call=expr))
+        hosts = {self.root(v) for item in found if item.call is not None for v in item.reads}
+        outside = {self.root(v) for v in (*plan.outputs, *plan.state_out, *self.views)}
+        for item in found:
+            self._add(item, hosts | outside)
         self.values = self._values()
         self.cascades: list[Cascade] = []
 
@@ -67,7 +75,8 @@ class ProgramItems:
             var = self.views[var]
         return var
 
-    def _add_kernel(self, var: Any, call: Any, limits: CodeLimits, thresholds: Thresholds) -> None:
+    def _kernel_item(self, var: Any, call: Any, limits: CodeLimits, thresholds: Thresholds) -> Item:
+        """Read a kernel; what it writes gets its bits."""
         plan = self.plan
         func, results = plan.composite(call), plan.results(var)
         reads = [self.spec(a) for a in call.args]
@@ -90,22 +99,31 @@ class ProgramItems:
             for s, v in zip(kernel.outputs, results, strict=True)
         )
         kernel = replace(kernel, outputs=outputs)
-        kernel = self._with_maps(kernel, list(call.args), results)
-        layer = layer_of(func)
-        if chooses_late(kernel, self.target):
-            first, second = choose_apart(kernel)
-            fine = {s.name: s for s in second.inputs}
-            self.fine.update(fine)
-            made = [
-                s.name if s.name in fine else v for s, v in zip(first.outputs, results, strict=True)
-            ]
-            chosen = [v for v, m in zip(results, made, strict=True) if isinstance(m, str)]
-            self.items.append(Item(var, list(call.args), made, first, layer))
-            self.items.append(Item(second.name, list(fine), chosen, second))
-            return
-        item = Item(var, list(call.args), results, kernel, layer)
+        item = Item(var, list(call.args), results, kernel, layer_of(func))
         item.call = call if moved else None
-        self.items.append(item)
+        return item
+
+    def _add(self, item: Item, whole: set[Any]) -> None:
+        """Append an item; ``whole`` are the tensors whose every pixel is read without a map."""
+        if item.kernel is None or item.call is not None:
+            self.items.append(item)
+            return
+        kernel = item.kernel = self._with_maps(item.kernel, item.reads, item.results, whole)
+        if not chooses_late(kernel, self.target):
+            self.items.append(item)
+            return
+        first, second = choose_apart(kernel)
+        fine = {s.name: s for s in second.inputs}
+        self.fine.update(fine)
+        made = [
+            s.name if s.name in fine else v
+            for s, v in zip(first.outputs, item.results, strict=True)
+        ]
+        chosen = [v for v, m in zip(item.results, made, strict=True) if isinstance(m, str)]
+        if first.sparse is not None:
+            self.maps.update((n, m) for n, m in first.sparse.out_maps.items() if n in fine)
+        self.items.append(Item(item.var, item.reads, made, first, item.layer))
+        self.items.append(Item(second.name, list(fine), chosen, second))
 
     def spec(self, var: Any) -> TensorSpec:
         """Return a variable's tensor with the bits that it takes in memory."""
@@ -113,21 +131,46 @@ class ProgramItems:
             return self.fine[var]
         return replace(self.plan.spec(var), bits=self.bits.get(var, 0))
 
-    def _with_maps(self, kernel: FusedKernel, reads: list[Any], results: list[Any]) -> FusedKernel:
-        """Let a kernel read and write the maps of bits that choices make."""
+    def _with_maps(
+        self, kernel: FusedKernel, reads: list[Any], results: list[Any], whole: set[Any]
+    ) -> FusedKernel:
+        """Let a kernel read and write maps: of the bits that choices make, and of what changed."""
         inputs = {
             s.name: self.maps[v]
             for s, v in zip(kernel.inputs, reads, strict=True)
             if v in self.maps
         }
         outputs = {}
+        skips = writes_nothing(kernel, inputs) and not whole & {self.root(v) for v in results}
         for store, spec, var in zip(kernel.stores, kernel.outputs, results, strict=True):
-            if store.choice is not None:
-                made = TensorSpec(f"{spec.name}_bits", spec.h, spec.w, 1, "uint8", 1)
+            if store.choice is not None or skips:
+                kind = "changed" if store.choice is None else "bits"
+                owner = kernel.name if store.choice is None else spec.name
+                made = TensorSpec(f"{owner}_{kind}", spec.h, spec.w, 1, "uint8", 1)
                 self.maps[var] = outputs[spec.name] = made
         if not inputs and not outputs:
             return kernel
-        return replace(kernel, sparse=Sparse(inputs, False, outputs, 0, 0, 0, 0))
+        self._ask_the_gate(kernel, reads, results, inputs, outputs, skips)
+        return replace(kernel, sparse=Sparse(inputs, not skips, outputs, 0, 0, 0, 0))
+
+    def _ask_the_gate(
+        self,
+        kernel: FusedKernel,
+        reads: list[Any],
+        results: list[Any],
+        inputs: dict[str, TensorSpec],
+        outputs: dict[str, TensorSpec],
+        skips: bool,
+    ) -> None:
+        """Let the frame's gate tell whether anything changed, and kernels behind it ask."""
+        if not skips:
+            return
+        if kernel.gate is not None and self.frame is None:
+            self.frame = outputs[ANYTHING] = TensorSpec("anything_changed", 1, 1, 1, "uint8", 1)
+            self.gated.update(results)
+        elif self.frame is not None and all(v in self.gated for v in reads if v in self.maps):
+            inputs[ANYTHING] = self.frame
+            self.gated.update(results)
 
     def _values(self) -> dict[Any, Value]:
         """Return every tensor by its variable (maps by name), with its lifetime."""
@@ -142,6 +185,8 @@ class ProgramItems:
                 values[var] = Value(self.spec(var), index, index, movable=on_npu)
                 if var in self.maps:
                     values[self.maps[var].name] = Value(self.maps[var], index, index)
+            if self.frame is not None and item.kernel is not None:
+                self._keep_the_gates_word(values, index, item.kernel)
             for var in dict.fromkeys(self.root(r) for r in item.reads):
                 for value in self._with_map(values, var):
                     value.last = max(value.last, index)
@@ -151,6 +196,18 @@ class ProgramItems:
             value = values[self.root(var)]
             value.fixed, value.last = True, end
         return values
+
+    def _keep_the_gates_word(
+        self, values: dict[Any, Value], index: int, kernel: FusedKernel
+    ) -> None:
+        """Let what the gate found stay in SRAM, where alone commands can ask for it."""
+        assert self.frame is not None
+        sparse = kernel.sparse
+        if sparse is not None and ANYTHING in sparse.out_maps:
+            values[self.frame.name] = Value(self.frame, index, index)
+        elif sparse is not None and ANYTHING in sparse.maps:
+            values[self.frame.name].last = index
+            values[self.frame.name].readers += 1
 
     def _with_map(self, values: dict[Any, Value], var: Any) -> list[Value]:
         found = [values[var]]

@@ -78,6 +78,8 @@ class Arena:
 def keep_on_chip(values: Iterable[Value], arena: Arena) -> None:
     """Let tensors stay in SRAM: those that save the most transfers for the time they take room.
 
+    Maps come first: they are small, and commands depend on them.
+
     Parameters
     ----------
     values : iterable of Value
@@ -86,8 +88,9 @@ def keep_on_chip(values: Iterable[Value], arena: Arena) -> None:
         The part of SRAM that is for tensors.
     """
 
-    def worth(value: Value) -> tuple[float, int]:
-        return (1 + value.readers) / (1 + value.last - value.first), value.nbytes
+    def worth(value: Value) -> tuple[bool, float, int]:
+        time = 1 + value.last - value.first
+        return value.spec.dtype == "uint8", (1 + value.readers) / time, value.nbytes
 
     for value in sorted(
         (v for v in values if v.movable and not v.fixed and v.address < 0), key=worth, reverse=True

@@ -188,7 +188,10 @@ def _render_npu(report: NpuReport, out: Any, result: dict[str, Any]) -> None:
         if result[name] is not None and (blocks := result[name]["blocks"]) is not None:
             total = sum(blocks.values())
             shares = ", ".join(f"{b} bits {n / total:.1%}" for b, n in sorted(blocks.items()))
-            out.print(f"{name}: {result[name]['frames']} frame(s) of blocks that need {shares}")
+            out.print(
+                f"{name}: {result[name]['frames']} frame(s) of blocks that need {shares}; "
+                f"{result[name]['skipped']:.1%} of all commands were skipped"
+            )
     clock = f"{report.npu.clock_hz / 1e9:g} GHz"
     out.print(f"simulated: {report.npu.name} at {clock}, see docs/npu.md; the host is estimated")
 

@@ -27,11 +27,10 @@ from resq_tvm.programs import Programs
 from resq_tvm.schedules.tuning.npu import MODEL_VERSION
 from resq_tvm.targets.npu.commands import Engine, Matrix
 from resq_tvm.targets.npu.description import Npu
+from resq_tvm.targets.npu.functional import Executed
 from resq_tvm.targets.npu.timing import simulate as simulate_program
 from resq_tvm.targets.npu.timing_result import Timing
 from resq_tvm.video.clip import Clip
-
-Blocks = dict[int, dict[int, int]]  # matrix command → pixel blocks by bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +96,8 @@ class NpuCount:
                     "cycles": cycles,
                     "ms": cycles / clock * 1e3,
                     "macs": same[0].macs,
-                    "dram_read": same[0].dram_read,
-                    "dram_written": same[0].dram_written,
+                    "dram_read": _mean(k.dram_read for k in same),
+                    "dram_written": _mean(k.dram_written for k in same),
                     "utilisation": {
                         engine.name.lower(): _mean(k.utilisation(engine) for k in same)
                         for engine in Engine
@@ -115,16 +114,17 @@ class NpuCount:
         first = self.timings[0]
         return {
             "frames": len(self.timings),
+            "skipped": self._mean(_skipped_share),
             "ms": self.ms,
             "ms_without_state": self.ms_without_state,
             "cycles": self.cycles,
             "macs": self.macs,
             "engines": {name: self._engine(name) for name in first.engines},
             "bounds": {name: self._mean(lambda t, n=name: t.bounds[n]) for name in first.bounds},
-            "dram_read": first.dram_read,
-            "dram_written": first.dram_written,
-            "state_read": first.state_read,
-            "state_written": first.state_written,
+            "dram_read": self._mean(lambda t: t.dram_read),
+            "dram_written": self._mean(lambda t: t.dram_written),
+            "state_read": self._mean(lambda t: t.state_read),
+            "state_written": self._mean(lambda t: t.state_written),
             "blocks": self._all_blocks(),
             "host_cycles": first.host_cycles,
             "host_calls": [
@@ -154,6 +154,12 @@ class NpuCount:
 
     def _mean(self, figure: Callable[..., float]) -> float:
         return _mean(figure(timing) for timing in self.timings)
+
+
+def _skipped_share(timing: Timing) -> float:
+    """Return the part of all commands that were skipped."""
+    skipped = timing.commands.skipped
+    return float(skipped.mean()) if skipped.size else 0.0
 
 
 def _mean(values: Any) -> float:
@@ -261,31 +267,31 @@ def simulate(
     tell = progress or (lambda _step: None)
     program = read_program(folder, manifest)
     names = ["keyframe", *(["residual"] if manifest.has_residual else [])]
-    blocks: dict[str, list[Blocks]] = {name: [{}] for name in names}
-    if chooses_bits(program):
+    ran: dict[str, list[Executed]] = {name: [Executed()] for name in names}
+    if depends_on_frames(program):
         prepared = list(frames) if frames is not None else prepare_frames(manifest, clip)
         distance = 1 + (residuals if manifest.has_residual else 0)
         shown = islice(cycle(prepared), keyframes * distance)
-        blocks = find_blocks(Artifact.load(folder), shown, distance, tell)
+        ran = execute(Artifact.load(folder), shown, distance, tell)
     counts = {}
     for name in names:
         tell(f"simulate the {name}'s cycles")
-        counts[name] = _count(program, name, blocks[name])
+        counts[name] = _count(program, name, ran[name])
     return NpuReport(manifest, period, counts["keyframe"], counts.get("residual"), program)
 
 
-def chooses_bits(program: NpuProgram) -> bool:
+def depends_on_frames(program: NpuProgram) -> bool:
     """Return whether an NPU's cycles depend on what frames show."""
     return any(
-        isinstance(command, Matrix) and command.bits_map is not None
+        command.flag is not None or (isinstance(command, Matrix) and command.bits_map is not None)
         for p in program.stream.programs.values()
         for command in p.commands
     )
 
 
-def find_blocks(
+def execute(
     artifact: Artifact, frames: Iterable[Frame], distance: int, tell: Callable[[str], None]
-) -> dict[str, list[Blocks]]:
+) -> dict[str, list[Executed]]:
     """Run frames on the functional simulator and note what they need.
 
     Parameters
@@ -301,36 +307,43 @@ def find_blocks(
     Returns
     -------
     dict
-        Program → the pixel blocks by bits of every frame that it computed.
+        Program → what was found out about every frame that it computed.
     """
     programs = Programs(artifact)
     buffers = Buffers(artifact.manifest, copy=False)
-    found: dict[str, list[Blocks]] = {"keyframe": [], "residual": []}
+    found: dict[str, list[Executed]] = {"keyframe": [], "residual": []}
     for number, frame in enumerate(frames):
         name: Kind = "keyframe" if number % distance == 0 else "residual"
         tell(f"frame {number}: {name}, on the functional simulator")
         programs.run(name, buffers.load(frame, number))
-        found[name].append(dict(programs.machine.executed.blocks))
+        found[name].append(programs.machine.executed)
     return found
 
 
-def _count(program: NpuProgram, name: str, blocks: list[Blocks]) -> NpuCount:
+def _count(program: NpuProgram, name: str, ran: list[Executed]) -> NpuCount:
     npu, stream = program.npu, program.stream
-    timings = tuple(simulate_program(npu, stream, name, classes=each) for each in blocks)
-    without = tuple(
-        simulate_program(npu, stream, name, classes=each, state_traffic=False) for each in blocks
+    timings, without = (
+        tuple(
+            simulate_program(
+                npu, stream, name, classes=frame.blocks, skipped=frame.skipped, state_traffic=state
+            )
+            for frame in ran
+        )
+        for state in (True, False)
     )
     operators = {call.function: call.operator for call in program.host_calls(name)}
-    return NpuCount(timings, without, operators, _by_kernel(program, name, blocks))
+    return NpuCount(timings, without, operators, _by_kernel(program, name, ran))
 
 
-def _by_kernel(program: NpuProgram, name: str, frames: list[Blocks]) -> dict[str, dict[int, float]]:
+def _by_kernel(
+    program: NpuProgram, name: str, frames: list[Executed]
+) -> dict[str, dict[int, float]]:
     """Return the mean over frames of what commands needed, summed up by kernel."""
     stream = program.stream
     commands = stream.programs[name].commands
     found: dict[str, dict[int, float]] = {}
     for frame in frames:
-        for number, classes in frame.items():
+        for number, classes in frame.blocks.items():
             kernel = found.setdefault(stream.kernels[commands[number].kernel], {})
             for bits, count in classes.items():
                 kernel[bits] = kernel.get(bits, 0.0) + count / len(frames)

@@ -48,10 +48,10 @@ def write_trace(path: str | os.PathLike[str], timings: Sequence[Timing]) -> None
 
     Notes
     -----
-    ``args`` of a command tell its number in the program, its cycles, the bytes or products, for how
-    long the engine stood still before it and why, and for how long it left the bus to the other DMA
-    engine. A kernel's span lasts from the end of all before it to its own; kernels overlap on the
-    engines.
+    ``args`` of a command tell its number in the program, its cycles, the bytes or products (or that
+    it was skipped), for how long the engine stood still before it and why, and for how long it left
+    the bus to the other DMA engine. A kernel's span lasts from the end of all before it to its own;
+    kernels overlap on the engines.
     """
     npu = timings[0].npu if timings else "NPU"
     document = {
@@ -97,11 +97,16 @@ def _events(timings: Sequence[Timing]) -> Iterator[dict[str, Any]]:
         for call in timing.host:
             yield span("host", call.function, call.start, call.cycles, {"cycles": call.cycles})
         c = timing.commands
-        columns = (c.engine, c.kernel, c.start, c.free, c.stall, c.reason, c.contention, c.work)
+        columns = (
+            c.engine, c.kernel, c.start, c.free, c.stall, c.reason, c.contention, c.work, c.skipped,
+        )  # fmt: skip
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        for number, (engine, kernel_id, start, free, stall, reason, lost, work) in enumerate(rows):
+        for number, row in enumerate(rows):
+            engine, kernel_id, start, free, stall, reason, lost, work, skipped = row
             args = {"command": number, "cycles": free - start}
-            if engine in _WORK:
+            if skipped:
+                args["skipped"] = True
+            elif engine in _WORK:
                 args[_WORK[Engine(engine)]] = work
             if stall:
                 args |= {"stall": stall, "waited_for": REASONS[reason]}

@@ -15,14 +15,21 @@ from resq_tvm.schedules.context import ceil_div
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.npu.intrinsics import ACCUMULATORS, SRAM, call
 from resq_tvm.schedules.npu.tensors import CHANNEL_GRAIN, Rect, Tile, in_place, transfer_arguments
-from resq_tvm.schedules.spec import FusedKernel, TensorSpec
+from resq_tvm.schedules.spec import ANYTHING, FusedKernel, TensorSpec
 from resq_tvm.targets.npu.commands import VectorProgram
 from resq_tvm.targets.npu.description import Npu
 from resq_tvm.targets.preset import Target
 
+
+def skips_tiles(kernel: FusedKernel) -> bool:
+    """Return whether a kernel skips the tiles whose inputs show no difference."""
+    return kernel.sparse is not None and not kernel.sparse.everywhere
+
+
 ALIGNMENT = 64  # bytes: slots begin at whole bursts
 
 
+_MANY = 4  # copies of small tiles
 _ENOUGH = 512 << 10  # bytes for tiles, where that is not more than half of the memory
 
 
@@ -67,6 +74,9 @@ class NpuContext:
         self.by_bands = False  # whether rows are the outermost loop, behind all constants
         self.maps_in = dict(kernel.sparse.maps) if kernel.sparse is not None else {}
         self.maps_out = dict(kernel.sparse.out_maps) if kernel.sparse is not None else {}
+        names = (m.name for key, m in self.maps_out.items() if key != ANYTHING)
+        self.out_map_names = tuple(dict.fromkeys(names))
+        self.skips = skips_tiles(kernel)
         self.specs = {
             s.name: s
             for s in (
@@ -106,6 +116,13 @@ class NpuContext:
         return min(ceil_div(wanted, CHANNEL_GRAIN) * CHANNEL_GRAIN, count)
 
     # Memory ----------------------------------------------------------------------------------
+
+    def copies(self, turns: int) -> int:
+        """Return how many copies of a tile take turns, of ``turns`` tiles.
+
+        Small tiles take less time than it takes to load one: more of them are under way.
+        """
+        return min(turns, _MANY if self.skips else 2)
 
     def slots(self, name: str, size: int, count: int, kept: bool = False) -> Slots:
         """Allocate ``count`` copies of a tile of ``size`` bytes in SRAM.

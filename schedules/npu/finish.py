@@ -40,13 +40,13 @@ class Finish:
         thresholds: tuple[float, ...],
     ) -> None:
         self.ctx, self.size = ctx, tile
-        self.epilogue = epilogue_of(ctx.kernel, thresholds)
+        self.epilogue = epilogue_of(ctx.kernel, thresholds, len(firsts) == 1)
         self.number = len(ctx.programs)
         ctx.programs.append(self.epilogue.steps)
         rows, columns, channels = tile
-        twice = 2 if turns > 1 else 1
+        twice = ctx.copies(turns)
         self.slots: dict[str, Slots] = {}
-        for name in (*self.epilogue.loads, *self.epilogue.writes):
+        for name in (*self.epilogue.loads, *self.epilogue.masks, *self.epilogue.writes):
             if ctx.is_resident(name):
                 continue
             spec = ctx.spec(name)
@@ -102,15 +102,17 @@ class Finish:
         constants: Expr,
         window: tuple[Expr, Expr] = (0, 0),
         mask: Tile | None = None,
+        anchor_map: Tile | None = None,
     ) -> None:
         """Run the epilogue on one tile of the output and store its results.
 
         ``rect`` says which; ``anchor`` is operand 0, ``constants`` what `begin` returned,
         ``window`` the first pixel of operand 0 in the whole input, ``mask`` the changed blocks of a
-        gate.
+        gate, ``anchor_map`` the map of operand 0.
         """
         operands: list[Any] = [] if anchor is None else anchor.operand()
-        for name in self.epilogue.loads:
+        operands += [] if anchor_map is None else anchor_map.operand()
+        for name in (*self.epilogue.loads, *self.epilogue.masks):
             operands += self.read(name, turn, rect)
         for i in range(len(self.epilogue.vectors)):
             offset = constants + 4 * i * self.size[2]

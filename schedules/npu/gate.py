@@ -1,7 +1,7 @@
 """The gate of a frame on the vector unit: block energies, changed blocks, then the kernel itself.
 
 Meaning: `resq_tvm.reference.ops_policy.changed_pixels`. The planes of blocks are small and stay in
-SRAM; the frame and its keyframe are read twice.
+SRAM; the frame and its keyframe are read once, and once more where something changed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from resq_tvm.schedules.npu.context import NpuContext
 from resq_tvm.schedules.npu.finish import Finish
 from resq_tvm.schedules.npu.intrinsics import VECTOR, call, extent
 from resq_tvm.schedules.npu.program import changed_program, energy_program
+from resq_tvm.schedules.npu.skip import Flags, Grid, Look, tile_spans
 from resq_tvm.schedules.npu.tensors import Rect, Tile
 
 
@@ -30,8 +31,13 @@ def plan_gate(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[], No
     blocks_y, blocks_x = ceil_div(kernel.h, size), ceil_div(kernel.w, size)
     finish = Finish(ctx, (rows, columns, kernel.c), [0], down * across, thresholds)
     energies = ctx.slots("energy", 4 * blocks_y * blocks_x, 1)
-    flags = ctx.slots("changed", blocks_y * blocks_x, 1)
-    mask = Tile(flags.buffer, 0, blocks_y, blocks_x, 1, blocks_x, 1, "u8")
+    changed = ctx.slots("changed", blocks_y * blocks_x, 1)
+    mask = Tile(changed.buffer, 0, blocks_y, blocks_x, 1, blocks_x, 1, "u8")
+    spans = (
+        tile_spans(blocks, ceil_div(tile, size), (1, 0, 0), blocks)
+        for blocks, tile in ((blocks_y, rows), (blocks_x, columns))
+    )
+    flags = Flags(ctx, [Grid(down, across, (Look(mask, *spans),))])
     sums, loads = energy_program(kernel)
     first = len(ctx.programs)
     ctx.programs += [sums, changed_program(gate, thresholds[gate.threshold])]
@@ -64,8 +70,14 @@ def plan_gate(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[], No
                 *whole.operand(), *mask.operand(),
             )
         )  # fmt: skip
+        flags.emit()
         constants = finish.begin(0, 0)
-        tiles(lambda turn, rect: finish.tile(turn, rect, None, constants, mask=mask))
+
+        def select(turn: Expr, rect: Rect) -> None:
+            with flags.tile(0, turn):
+                finish.tile(turn, rect, None, constants, mask=mask)
+
+        tiles(select)
 
     return emit
 

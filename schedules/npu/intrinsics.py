@@ -17,6 +17,7 @@ from tvm import tirx
 from resq_tvm.schedules.code import Expr, index_of
 
 LOAD, STORE, VECTOR = "npu.load", "npu.store", "npu.vector"
+FLAG = "npu.flag"  # of commands under a condition: a byte of SRAM that is not 0
 MATRIX = "npu.matrix."
 SRAM, ACCUMULATORS = "npu.sram", "npu.acc"
 PROGRAMS = "npu.programs"  # function attribute: the kernel's vector programs, as JSON
@@ -31,6 +32,11 @@ def call(name: str, *args: Any) -> Any:
     """Return a call of an intrinsic; Python numbers and texts become constants."""
     values = [tvm.ir.StringImm(a) if isinstance(a, str) else index_of(a) for a in args]
     return tirx.call_extern("int32", name, *values)
+
+
+def flag(base: Any, offset: Expr) -> Any:
+    """Return the condition that a byte of SRAM is not 0."""
+    return tirx.call_extern("bool", FLAG, base, index_of(offset))
 
 
 def least(a: Expr, b: Expr) -> Expr:

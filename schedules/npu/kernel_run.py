@@ -77,6 +77,8 @@ class KernelRun:
         self._rows: Any = None  # the loop over bands
         self._body: Callable[[Values], None] | None = None
         self._unrolled: list[Any] = []  # or the bands
+        self._flag: int | None = None  # of the commands that are written now
+        self._tested: list[Access] = []  # its byte
 
     @property
     def name(self) -> str:
@@ -169,9 +171,25 @@ class KernelRun:
                     body(values)
 
             return loop
+        if isinstance(statement, tirx.IfThenElse):
+            return self._compile_guard(statement)
         if isinstance(statement, tirx.Evaluate):
             return self._compile_call(statement.value)
         raise CompileError(f"kernel for an NPU: no command for {type(statement).__name__}")
+
+    def _compile_guard(self, statement: Any) -> Callable[[Values], None]:
+        """Return what gives commands a flag; of nested ones the inner counts, which implies it."""
+        body = self._compile(statement.then_case)
+        base, offset = (self._argument(a) for a in statement.condition.args[1:])
+
+        def guard(values: Values) -> None:
+            outer = self._flag, self._tested
+            self._flag = base.address + offset(values)
+            self._tested = _access(base, self._flag, 1)
+            body(values)
+            self._flag, self._tested = outer
+
+        return guard
 
     def _compile_call(self, call: Any) -> Callable[[Values], None]:
         name = str(call.args[0].value)
@@ -208,11 +226,11 @@ class KernelRun:
         is_load = kind is Load
         waits = self.out.hazards.command(
             Engine.LOAD if is_load else Engine.STORE,
-            far if is_load else near,
+            (far if is_load else near) + self._tested,
             near if is_load else far,
         )
         shape = (dram, sram, rows, columns, piece, dram_row, dram_column, sram_row, sram_column)
-        self.out.commands.append(kind(*shape, waits, self.number))
+        self.out.commands.append(kind(*shape, waits, self.number, self._flag))
 
     def _matrix(self, precision: tuple[int, int], args: list[Any], values: Values) -> None:
         source, reads = self._plane(args[:11], values)
@@ -236,12 +254,12 @@ class KernelRun:
         written = _access(acc_base, accumulators, h * w * out * 4)
         if accumulate:
             reads += written
-        waits = self.out.hazards.command(Engine.MATRIX, reads, written)
+        waits = self.out.hazards.command(Engine.MATRIX, reads + self._tested, written)
         self.out.commands.append(
             Matrix(
                 source, weights, weight_bits, precision, h, w, out, (top, left), (sy, sx),
                 (ty, tx), (dy, dx), bool(depthwise), accumulators, bool(accumulate), bits_map,
-                waits, self.number,
+                waits, self.number, self._flag,
             )
         )  # fmt: skip
 
@@ -277,12 +295,12 @@ class KernelRun:
                     reach = _reach(rows, row, width, pixel) + pixel_bytes(channels, format)
                     found = _access(base, address + begin * row, reach)
                     (writes if index in written else reads).extend(found)
-        waits = self.out.hazards.command(Engine.VECTOR, reads, writes)
+        waits = self.out.hazards.command(Engine.VECTOR, reads + self._tested, writes)
         y, x, o, window_y, window_x = place
         self.out.commands.append(
             Vector(
                 self.out.intern(program), h, w, c, tuple(operands), (y, x, o),
-                (window_y, window_x), waits, self.number,
+                (window_y, window_x), waits, self.number, self._flag,
             )
         )  # fmt: skip
 
@@ -291,6 +309,8 @@ def _calls(statement: Any) -> Iterator[Any]:
     """Yield the intrinsics that a statement calls."""
     if isinstance(statement, tirx.For):
         yield from _calls(statement.body)
+    elif isinstance(statement, tirx.IfThenElse):
+        yield from _calls(statement.then_case)
     elif isinstance(statement, tirx.SeqStmt):
         for part in statement.seq:
             yield from _calls(part)

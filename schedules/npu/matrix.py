@@ -17,6 +17,7 @@ from resq_tvm.schedules.npu.context import NpuContext, Slots, working_bytes
 from resq_tvm.schedules.npu.finish import Finish
 from resq_tvm.schedules.npu.groups import join_groups
 from resq_tvm.schedules.npu.intrinsics import call, extent, least, matrix_name, most
+from resq_tvm.schedules.npu.skip import Flags, Grid, Look, elementwise_looks, tile_spans
 from resq_tvm.schedules.npu.tensors import Rect, Tile, channel_bytes, format_of
 from resq_tvm.schedules.npu.weights import Weights
 from resq_tvm.schedules.packing import Segment, segments_of
@@ -48,12 +49,16 @@ def plan_matrix(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[], 
     finish = Finish(ctx, shape, firsts, turns, thresholds)
     shared = _Shared(ctx, counts, turns)
     phases = len(anchor.phases)
+    flags = Flags(ctx, [p.grid() for p in counts[:phases]])
     ctx.by_bands = len(counts) == 1 and shared.all_weights and finish.loads_once
 
     def emit() -> None:
+        flags.emit()
+        with flags.any_tile():
+            finish.begin_all()
         for index, part in enumerate(counts):
             if part.is_there:
-                part.emit(finish, shared, index // phases * per_group)
+                part.emit(finish, shared, index // phases * per_group, flags, index % phases)
 
     return emit
 
@@ -71,7 +76,7 @@ class _Shared:
     """Slots that all parts of a kernel use in turn."""
 
     def __init__(self, ctx: NpuContext, parts: list[_Part], turns: int) -> None:
-        twice = 2 if turns > 1 else 1
+        twice = ctx.copies(turns)
         self.sources: dict[str, Slots] = {}
         for name, spec in ((n, ctx.spec(n)) for n in ctx.kernel.anchor.inputs):  # type: ignore[union-attr]
             for tensor in (spec, ctx.maps_in.get(name)):
@@ -148,44 +153,65 @@ class _Part:
 
     # Emission --------------------------------------------------------------------------------
 
-    def emit(self, finish: Finish, shared: _Shared, first_tile: int) -> None:
-        """Emit the part's tiles; its constants begin at tile ``first_tile`` of the channels."""
+    def grid(self) -> Grid:
+        """Return the part's tiles of pixels and what of maps each reads."""
+        ctx, (down, across) = self.ctx, ((self.rows, self.tile_y), (self.columns, self.tile_x))
+        if not self.is_there:
+            return Grid(0, 0, ())
+        (sy, sx), looks = self.anchor.in_stride, []
+        for name in self.anchor.inputs if self.segments else ():
+            seen = ctx.maps_in.get(name)
+            if seen is not None:
+                rows = tile_spans(*down, (sy, *self.dy), seen.h)
+                columns = tile_spans(*across, (sx, *self.dx), seen.w)
+                looks.append(Look(seen.name, rows, columns))
+        own = elementwise_looks(
+            ctx, down, across, self.anchor.out_stride, (self.phase.oy, self.phase.ox)
+        )
+        return Grid(ceil_div(*down), ceil_div(*across), (*looks, *own))
+
+    def emit(
+        self, finish: Finish, shared: _Shared, first_tile: int, flags: Flags, grid: int
+    ) -> None:
+        """Emit the part's tiles, grid number ``grid`` of the flags.
+
+        Its constants begin at tile ``first_tile`` of the channels.
+        """
         ctx, code = self.ctx, self.ctx.code
         weights = ctx.constant("w", self.weights.packed())
-        finish.begin_all()
         size = self.weights.tile_bytes
         down, across = ceil_div(self.rows, self.tile_y), ceil_div(self.columns, self.tile_x)
         pixels = down * across
         if ctx.decision.inner_o:
             if shared.all_weights:
-                with code.loop(self.tiles_o, "o") as o:
+                with flags.any_tile(), code.loop(self.tiles_o, "o") as o:
                     ctx.load_constant(weights, o * size, shared.weights, o, self._used(o))
             with code.loop(down, "y") as y, code.loop(across, "x") as x:
                 pixel = y * across + x
-                windows = {} if self.depthwise else self._sources(shared, pixel, y, x, None)
-                with code.loop(self.tiles_o, "o") as o:
-                    turn = pixel * self.tiles_o + o
-                    at = shared.weights.at(o)
-                    if not shared.all_weights:
-                        at = ctx.load_constant(
-                            weights,
-                            o * size,
-                            shared.weights,
-                            turn,
-                            self._used(o),
-                        )
-                    constants = finish.begin(o + first_tile, turn)
-                    if self.depthwise:
-                        windows = self._sources(shared, turn, y, x, o)
-                    self._tile(finish, shared, turn, (o, y, x), windows, at, constants)
+                with flags.tile(grid, pixel):
+                    windows = {} if self.depthwise else self._sources(shared, pixel, y, x, None)
+                    with code.loop(self.tiles_o, "o") as o:
+                        turn = pixel * self.tiles_o + o
+                        at = shared.weights.at(o)
+                        if not shared.all_weights:
+                            at = ctx.load_constant(
+                                weights, o * size, shared.weights, turn, self._used(o)
+                            )
+                        constants = finish.begin(o + first_tile, turn)
+                        if self.depthwise:
+                            windows = self._sources(shared, turn, y, x, o)
+                        self._tile(finish, shared, turn, (o, y, x), windows, at, constants)
             return
         with code.loop(self.tiles_o, "o") as o:
-            at = ctx.load_constant(weights, o * size, shared.weights, o, self._used(o))
-            constants = finish.begin(o + first_tile, o)
+            with flags.any_tile():
+                at = ctx.load_constant(weights, o * size, shared.weights, o, self._used(o))
+                constants = finish.begin(o + first_tile, o)
             with code.loop(down, "y") as y, code.loop(across, "x") as x:
-                turn = o * pixels + y * across + x
-                windows = self._sources(shared, turn, y, x, o if self.depthwise else None)
-                self._tile(finish, shared, turn, (o, y, x), windows, at, constants)
+                pixel = y * across + x
+                turn = o * pixels + pixel
+                with flags.tile(grid, pixel):
+                    windows = self._sources(shared, turn, y, x, o if self.depthwise else None)
+                    self._tile(finish, shared, turn, (o, y, x), windows, at, constants)
 
     def _count(self, o: Expr) -> Expr:
         """Return the output channels of a tile."""

@@ -32,22 +32,28 @@ class Epilogue:
     loads : tuple of str
         Input tensors that are read at the output's pixels, in operand order, behind the anchor's
         own operand.
+    masks : tuple of str
+        Maps of those that have one, behind them: where a map is 0, the input is taken for 0.
     vectors : tuple of str
         Per-channel constants, behind these.
     writes : tuple of str
         Output tensors, then maps of bits.
     anchored : bool
         Whether operand 0 is the anchor's: accumulators or the input of a spatial operator.
+    anchor_map : str or None
+        Map of the latter, which is operand 1.
     """
 
     steps: VectorProgram
     loads: tuple[str, ...]
+    masks: tuple[str, ...]
     vectors: tuple[str, ...]
     writes: tuple[str, ...]
     anchored: bool
+    anchor_map: str | None
 
 
-def epilogue_of(kernel: FusedKernel, thresholds: tuple[float, ...]) -> Epilogue:
+def epilogue_of(kernel: FusedKernel, thresholds: tuple[float, ...], whole: bool) -> Epilogue:
     """Translate a kernel's nodes and stores.
 
     Parameters
@@ -56,19 +62,33 @@ def epilogue_of(kernel: FusedKernel, thresholds: tuple[float, ...]) -> Epilogue:
         The changed blocks of a gate are an operand behind the constants.
     thresholds : tuple of float
         The program's, by which choices decide.
+    whole : bool
+        Whether a tile has all channels of a pixel. Otherwise nobody can tell from one tile whether
+        all of a pixel is zero, and maps say that every pixel of a tile changed.
     """
     anchored = not isinstance(kernel.anchor, Walk)
     loads = _names(kernel, "load")
     vectors = _names(kernel, "vector")
-    first = int(anchored)
-    place = {name: first + i for i, name in enumerate((*loads, *vectors))}
+    maps = kernel.sparse.maps if kernel.sparse is not None else {}
+    anchor_map = None
+    if isinstance(kernel.anchor, Pool | GlobalMean | Resize | Window):
+        anchor_map = maps[kernel.anchor.input].name if kernel.anchor.input in maps else None
+    masks = tuple(dict.fromkeys(maps[name].name for name in loads if name in maps))
+    first = int(anchored) + (anchor_map is not None)
+    place = {name: first + i for i, name in enumerate((*loads, *masks, *vectors))}
     steps: list[Step] = []
     ids: list[int] = []  # of the nodes
     for node in kernel.nodes:
         args = tuple(ids[a] for a in node.args)
         match node.op:
             case "anchor":
-                step = _anchor(kernel)
+                step = _anchor(kernel, anchor_map is not None)
+            case "load" if node.name in maps:
+                steps.append(Step("read", index=place[node.name]))
+                steps.append(Step("read", index=place[maps[node.name].name]))
+                steps.append(Step("scalar"))
+                n = len(steps)
+                step = Step("select", (n - 2, n - 3, n - 1))
             case "load" | "vector":
                 step = Step("read", index=place[node.name])
             case "gate":
@@ -81,7 +101,7 @@ def epilogue_of(kernel: FusedKernel, thresholds: tuple[float, ...]) -> Epilogue:
         ids.append(len(steps))
         steps.append(step)
     writes: list[str] = []
-    maps = kernel.sparse.out_maps if kernel.sparse is not None else {}
+    out_maps = kernel.sparse.out_maps if kernel.sparse is not None else {}
     late: list[tuple[int, str]] = []
     operand = first + len(place) + (kernel.gate is not None)
     for store in kernel.stores:
@@ -90,13 +110,39 @@ def epilogue_of(kernel: FusedKernel, thresholds: tuple[float, ...]) -> Epilogue:
             steps.append(_choice(store, value, thresholds))
             value = len(steps) - 1
             steps.append(Step("bits", (value,)))
-            late.append((len(steps) - 1, maps[store.name].name))
+            late.append((len(steps) - 1, out_maps[store.name].name))
         steps.append(Step("write", (value,), index=operand + len(writes)))
         writes.append(store.name)
+    late += _changed_maps(kernel, ids, steps, whole)
     for value, name in late:
         steps.append(Step("write", (value,), index=operand + len(writes)))
         writes.append(name)
-    return Epilogue(tuple(steps), loads, vectors, tuple(writes), anchored)
+    return Epilogue(tuple(steps), loads, masks, vectors, tuple(writes), anchored, anchor_map)
+
+
+def _changed_maps(
+    kernel: FusedKernel, ids: list[int], steps: list[Step], whole: bool
+) -> list[tuple[int, str]]:
+    """Append what finds the maps of outputs without a choice of bits; return values and names.
+
+    Where a pixel of such an output is not all zero, its map has the bits of the widest codes.
+    """
+    out_maps = kernel.sparse.out_maps if kernel.sparse is not None else {}
+    found: dict[str, int] = {}
+    for store in kernel.stores:
+        if store.choice is not None or store.name not in out_maps:
+            continue
+        name = out_maps[store.name].name
+        node = kernel.nodes[store.node]
+        bits = node.limit.bit_length() + 1 if node.op == "quantize" else 8
+        if whole:
+            steps.append(Step("nonzero", (ids[store.node],), float(bits)))
+        else:
+            steps.append(Step("scalar", value=float(bits)))
+        if name in found:
+            steps.append(Step("max", (found[name], len(steps) - 1)))
+        found[name] = len(steps) - 1
+    return [(value, name) for name, value in found.items()]
 
 
 def energy_program(kernel: FusedKernel) -> tuple[VectorProgram, tuple[str, ...]]:
@@ -151,11 +197,13 @@ def _names(kernel: FusedKernel, op: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(n.name for n in kernel.nodes if n.op == op))
 
 
-def _anchor(kernel: FusedKernel) -> Step:
+def _anchor(kernel: FusedKernel, masked: bool) -> Step:
     anchor = kernel.anchor
     if isinstance(anchor, Conv):
         return Step("read", index=0)
     name, facts = _spatial(kernel)
+    if masked:
+        facts["mask"] = 1  # operand
     return Step(name, table=tuple(sorted(facts.items())))
 
 
@@ -218,12 +266,20 @@ def from_json(text: str) -> list[VectorProgram]:
     """Read what `to_json` wrote."""
     return [
         tuple(
-            Step(op, tuple(args), value, limit, index, tuple(sorted(_frozen(table).items())))
+            Step(
+                op,
+                tuple(args),
+                value,
+                limit,
+                index,
+                tuple(sorted((k, _frozen(v)) for k, v in table.items())),
+            )
             for op, args, value, limit, index, table in program
         )
         for program in json.loads(text)
     ]
 
 
-def _frozen(table: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+def _frozen(value: Any) -> Any:
+    """Return lists as tuples: steps are compared and hashed."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

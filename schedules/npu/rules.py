@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules.context import ceil_div
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.npu.context import working_bytes
+from resq_tvm.schedules.npu.context import skips_tiles, working_bytes
 from resq_tvm.schedules.npu.emit import Footprint, fits, footprint
-from resq_tvm.schedules.npu.tensors import format_of
+from resq_tvm.schedules.npu.tensors import format_of, tensor_bytes
 from resq_tvm.schedules.spec import Conv, FusedKernel, phase_plane
 from resq_tvm.targets.npu.commands import format_bits
 from resq_tvm.targets.npu.description import Npu
@@ -18,10 +19,17 @@ from resq_tvm.targets.preset import Target
 MATRIX, VECTOR = "matrix", "vector"  # methods
 _TILES = 4  # of a plane at least, so that transfers overlap with work
 _BLOCKS = 4  # of output channels at most
+# Tiles that can be skipped: what one takes at least, so that its commands cost little beside it,
+# and how many there are at most, so that the stream stays short.
+_WORTH_A_TEST = 300  # cycles
+_MOST_TILES = 128
+_PASSES = 2  # of the vector unit through a tile, about
 
 
 def decide_npu(kernel: FusedKernel, target: Target) -> Decision:
     """Return the largest tiles that fit: whole rows first, then columns, then channels.
+
+    Kernels that skip tiles get small ones.
 
     Parameters
     ----------
@@ -48,6 +56,8 @@ def decide_npu(kernel: FusedKernel, target: Target) -> Decision:
         decision = Decision(
             "largest", VECTOR, ceil_div(kernel.h, _TILES), kernel.w, blocks, parallel=False
         )
+    if skips_tiles(kernel):
+        decision = _small_tiles(kernel, decision, npu)
     smallest = npu.matrix.pixels
     while not fits(kernel, decision, target):
         if decision.tile_y > 1:
@@ -67,6 +77,19 @@ def decide_npu(kernel: FusedKernel, target: Target) -> Decision:
                 f"{npu.matrix.accumulator_bytes} of accumulators); use a machine with more memory"
             )
     return decision
+
+
+def _small_tiles(kernel: FusedKernel, decision: Decision, npu: Npu) -> Decision:
+    """Return tiles that are as small as pays where those with nothing to do are skipped."""
+    moved = sum(tensor_bytes(s) for s in (*kernel.inputs, *kernel.outputs) if s.memory != "sram")
+    pixels = kernel.h * kernel.w
+    transfers = moved / npu.bytes_per_cycle / pixels  # cycles
+    arithmetic = _PASSES * kernel.c / npu.vector.lanes
+    wanted = max(_WORTH_A_TEST / max(transfers, arithmetic), pixels / _MOST_TILES)
+    side = 1 << max(0, round(math.log2(wanted) / 2))
+    columns = min(max(side, npu.matrix.pixels), decision.tile_x)
+    rows = min(max(1, round(wanted / columns)), decision.tile_y)
+    return replace(decision, tile_y=rows, tile_x=columns)
 
 
 def decide_bands(

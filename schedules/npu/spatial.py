@@ -7,6 +7,7 @@ channels are cut, too. A resize reads what its tables say, so that its tiles are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from resq_tvm.schedules.code import Expr
@@ -14,6 +15,7 @@ from resq_tvm.schedules.context import ceil_div
 from resq_tvm.schedules.npu.context import NpuContext
 from resq_tvm.schedules.npu.finish import Finish
 from resq_tvm.schedules.npu.intrinsics import extent, least, most
+from resq_tvm.schedules.npu.skip import Flags, Grid, Look, elementwise_looks
 from resq_tvm.schedules.npu.tensors import Rect, Tile, channel_bytes, format_of
 from resq_tvm.schedules.resample import axis_table
 from resq_tvm.schedules.spec import GlobalMean, Pool, Resize, TensorSpec, Walk, Window
@@ -31,11 +33,15 @@ def plan_spatial(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[],
     turns = down * across * tiles_o
     firsts = [i * channels for i in range(tiles_o)]
     finish = Finish(ctx, (rows, columns, channels), firsts, turns, thresholds)
-    unrolled = isinstance(kernel.anchor, Resize)
-    ctx.by_bands = tiles_o == 1 and finish.loads_once
     anchor = None
     if not isinstance(kernel.anchor, Walk):
         anchor = _Source(ctx, (rows, columns, channels), turns)
+    looks = elementwise_looks(ctx, (kernel.h, rows), (kernel.w, columns))
+    if anchor is not None:
+        looks += anchor.looks()
+    flags = Flags(ctx, [Grid(down, across, looks)])
+    unrolled = isinstance(kernel.anchor, Resize)
+    ctx.by_bands = tiles_o == 1 and finish.loads_once
 
     def tile(o: Expr, y: Expr, x: Expr, constants: Expr) -> None:
         turn = (o * down + y) * across + x
@@ -43,16 +49,20 @@ def plan_spatial(ctx: NpuContext, thresholds: tuple[float, ...]) -> Callable[[],
             y * rows, x * columns, extent(rows, kernel.h, y), extent(columns, kernel.w, x),
             o * channels, extent(channels, kernel.c, o),
         )  # fmt: skip
-        if anchor is None:
-            finish.tile(turn, rect, None, constants)
-        else:
-            source, window = anchor.fetch(turn, rect)
-            finish.tile(turn, rect, source, constants, window)
+        with flags.tile(0, y * across + x):
+            if anchor is None:
+                finish.tile(turn, rect, None, constants)
+            else:
+                source, seen, window = anchor.fetch(turn, rect)
+                finish.tile(turn, rect, source, constants, window, anchor_map=seen)
 
     def emit() -> None:
-        finish.begin_all()
+        flags.emit()
+        with flags.any_tile():
+            finish.begin_all()
         with code.loop(tiles_o, "o") as o:
-            constants = finish.begin(o, o)
+            with flags.any_tile():
+                constants = finish.begin(o, o)
             if unrolled:
                 for y in range(down):
                     with code.group("y"):
@@ -81,7 +91,21 @@ class _Source:
         if not ctx.is_resident(anchor.input):
             pixel = int(channel_bytes(self.spec, self.channels))
             size = self.rows * self.columns * pixel
-            self.slots = ctx.slots(self.spec.name, size, 2 if turns > 1 else 1)
+            self.slots = ctx.slots(self.spec.name, size, ctx.copies(turns))
+        self.map = ctx.maps_in.get(anchor.input)
+        self.map_slots: Any = None
+        if self.map is not None and not ctx.is_resident(self.map.name):
+            size = self.rows * self.columns
+            self.map_slots = ctx.slots(self.map.name, size, ctx.copies(turns))
+
+    def looks(self) -> tuple[Look, ...]:
+        """Return what the tiles of a plane depend on in the input's map."""
+        if self.map is None:
+            return ()
+        rows, columns = (
+            tuple((first, first + count) for first, count in self._spans(axis)) for axis in (0, 1)
+        )
+        return (Look(self.map.name, rows, columns),)
 
     def _spans(self, axis: int) -> Iterator[tuple[int, int]]:
         """Yield what every tile reads along an axis."""
@@ -111,8 +135,8 @@ class _Source:
         end = most(least((first + count - 1) * stride + offset + reach + 1, size), begin)
         return begin, end - begin
 
-    def fetch(self, turn: Expr, rect: Rect) -> tuple[Tile, tuple[Expr, Expr]]:
-        """Load what a tile of the output reads; return it and its first row and column."""
+    def fetch(self, turn: Expr, rect: Rect) -> tuple[Tile, Tile | None, tuple[Expr, Expr]]:
+        """Load what a tile of the output reads; return it, its map, its first row and column."""
         top, height = self._span(0, rect.y, rect.rows)
         left, width = self._span(1, rect.x, rect.columns)
         first, channels = rect.first, rect.channels
@@ -126,4 +150,14 @@ class _Source:
                 self.slots.buffer, self.slots.at(turn), height, width, channels,
                 self.columns * pixel, pixel, format_of(self.spec),
             )  # fmt: skip
-        return self.ctx.fetch(self.spec.name, area, tile), (top, left)
+        found = self.ctx.fetch(self.spec.name, area, tile)
+        if self.map is None:
+            return found, None, (top, left)
+        seen = None
+        if self.map_slots is not None:
+            seen = Tile(
+                self.map_slots.buffer, self.map_slots.at(turn), height, width, 1,
+                self.columns, 1, "u8",
+            )  # fmt: skip
+        area = replace(area, first=0, channels=1)
+        return found, self.ctx.fetch(self.map.name, area, seen), (top, left)

@@ -5,6 +5,9 @@ that it waits for have ended: ``waits`` says how many commands of another engine
 from the beginning of the program. Addresses are bytes: of the DRAM image, of the SRAM, of the
 accumulator memory. docs/npu.md describes the file.
 
+A command with a ``flag``, the SRAM address of a byte, does nothing where that byte is 0 when it
+begins; it waits and ends in its turn all the same, so that waits mean the same either way.
+
 Tensors are ``(h, w, c)``, row-major. Codes are signed and lie at 2, 4 or 8 bits, the first in the
 lowest bits; a pixel begins at a whole byte.
 """
@@ -15,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
-STREAM_VERSION: Final = 2
+STREAM_VERSION: Final = 3
 
 
 class Engine(IntEnum):
@@ -59,6 +62,7 @@ class Load(Transfer):
 
     waits: Waits = ()
     kernel: int = 0
+    flag: int | None = None
 
     engine = Engine.LOAD
 
@@ -69,6 +73,7 @@ class Store(Transfer):
 
     waits: Waits = ()
     kernel: int = 0
+    flag: int | None = None
 
     engine = Engine.STORE
 
@@ -166,7 +171,7 @@ class Matrix:
         Add to what is there.
     bits_map : Plane or None
         Bits per pixel of ``source`` (uint8, one channel), where codes have fewer than they could:
-        products by zero are left out.
+        products by zero are left out. A pixel of 0 bits reads as zero, whatever its bytes are.
     """
 
     source: Plane
@@ -186,6 +191,7 @@ class Matrix:
     bits_map: Plane | None = None
     waits: Waits = ()
     kernel: int = 0
+    flag: int | None = None
 
     engine = Engine.MATRIX
 
@@ -249,6 +255,7 @@ class Vector:
     window: tuple[int, int] = (0, 0)
     waits: Waits = ()
     kernel: int = 0
+    flag: int | None = None
 
     engine = Engine.VECTOR
 
@@ -278,9 +285,14 @@ class Step:
     ``changed``           1 where args[0], a plane of blocks, is above ``threshold``, or a block up
                           to ``reach`` away is; else 0
     ``spread``            operand ``index``, a plane of blocks of the whole output, for every pixel
+    ``active``            of operand ``index``, a map: for every window of ``rows`` × ``columns``
+                          (pairs: first and past) 1 if something in it is not 0, else 0
+    ``any``               1 if some element of args[0] is not 0, else 0: one number
+    ``nonzero``           ``value`` at pixels where some channel of args[0] is not 0, else 0
     ``select``            args[0] ≠ 0 ? args[1] : args[2]
     ``pool mean resize window``
-                          of operand 0, as ``table`` says
+                          of operand 0, as ``table`` says; with ``mask``, the number of an operand,
+                          pixels at which that map is 0 read as 0
     ``write``             args[0] to operand ``index``
     ====================  =====================================================================
     """

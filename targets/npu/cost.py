@@ -18,7 +18,7 @@ from resq_tvm.errors import TargetError
 from resq_tvm.targets.npu.commands import HostCall, Matrix, Transfer, Vector, VectorProgram
 from resq_tvm.targets.npu.description import FUNCTIONS, Npu
 
-FREE_STEPS = frozenset({"read", "scalar", "write", "bits", "spread"})
+FREE_STEPS = frozenset({"read", "scalar", "write", "bits", "spread", "any"})
 CHOOSE_OPERATIONS = 4  # per entry of the pool: shift, compare with the finest, add up, select
 ENERGY_OPERATIONS = 2  # quantize; square and add
 BILINEAR_OPERATIONS = 6  # two multiplications along each axis and their sums
@@ -159,10 +159,15 @@ def _groups_and_steps(npu: Npu, command: Matrix) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Work:
-    """What a vector program does: operations per output element, and per input element."""
+    """What a vector program does: operations per output element, and per input element.
+
+    ``windows`` are comparisons that do not depend on the tile: of the elements of maps in which it
+    looks for something.
+    """
 
     output: int
     input: int
+    windows: int = 0
 
 
 def program_work(npu: Npu, program: VectorProgram) -> Work:
@@ -174,11 +179,19 @@ def program_work(npu: Npu, program: VectorProgram) -> Work:
         If it uses a function that the vector unit lacks.
     """
     output = sum(_operations(npu, step.op, step.facts) for step in program)
-    return Work(output, sum(step.op == "mean" for step in program))
+    windows = sum(_compared(step.facts) for step in program if step.op == "active")
+    return Work(output, sum(step.op == "mean" for step in program), windows)
+
+
+def _compared(facts: Mapping[str, Any]) -> int:
+    """Return the comparisons that find windows of a map: along its rows, then of these results."""
+    down, across = ([past - first for first, past in facts[name]] for name in ("rows", "columns"))
+    width = max(past for _, past in facts["columns"])
+    return sum(down) * width + len(down) * sum(across)
 
 
 def _operations(npu: Npu, op: str, facts: Mapping[str, Any]) -> int:
-    if op in FREE_STEPS or op == "mean":
+    if op in FREE_STEPS or op in ("mean", "active"):
         return 0
     if op in FUNCTIONS:
         if op not in npu.vector.functions:
@@ -190,9 +203,12 @@ def _operations(npu: Npu, op: str, facts: Mapping[str, Any]) -> int:
         return npu.vector.functions[op]
     match op:
         case "pool":
-            return int(math.prod(facts["window"]))
+            return int(math.prod(facts["window"])) + ("mask" in facts)
         case "resize":
-            return BILINEAR_OPERATIONS if facts["method"] == "linear" else 1
+            linear = facts["method"] == "linear"
+            return (BILINEAR_OPERATIONS if linear else 1) + ("mask" in facts)
+        case "window":
+            return 1 + ("mask" in facts)
         case "choose":
             return CHOOSE_OPERATIONS * len(facts["pool"])
         case "energy":
@@ -218,7 +234,7 @@ def vector_cycles(npu: Npu, work: Work, command: Vector) -> int:
     if work.input:
         source = command.operands[0]
         cycles += -(-source.h * source.w * source.c // unit.lanes) * -(-work.input // unit.stages)
-    return cycles + unit.startup_cycles
+    return cycles + -(-work.windows // unit.lanes) + unit.startup_cycles
 
 
 # --- memory and host --------------------------------------------------------------------------

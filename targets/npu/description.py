@@ -130,13 +130,15 @@ class Dram(_Part):
 class CommandProcessor(_Part):
     """Cycles to issue a command and to set up a DMA; depth of every engine's queue.
 
-    ``kernel_cycles`` pass before the first command of a kernel, every time that it runs.
+    ``kernel_cycles`` pass before the first command of a kernel, every time that it runs. An engine
+    takes ``test_cycles`` to read the flag of a command, and nothing more if it is to skip it.
     """
 
     issue_cycles: Cycles
     dma_setup_cycles: Cycles
     kernel_cycles: Cycles
     queue_depth: Count
+    test_cycles: Cycles = 4
 
 
 class Host(_Part):

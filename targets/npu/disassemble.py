@@ -118,7 +118,8 @@ def command_text(command: Command) -> str:
         text = _matrix(command)
     else:
         text = _vector(command)
-    return text + _after(command.waits)
+    condition = "" if command.flag is None else f"  if sram {command.flag:#x}"
+    return text + condition + _after(command.waits)
 
 
 def vector_program_lines(program: VectorProgram) -> Iterator[str]:
@@ -131,10 +132,10 @@ def _step(number: int, step: Step) -> str:
     args = ", ".join(f"%{a}" for a in step.args)
     if step.op == "write":
         return f"operand {step.index} = {args}"
-    if step.op in ("read", "spread"):
+    if step.op in ("read", "spread", "active"):
         args = f"operand {step.index}"
     details = [f"{key}={_value(value)}" for key, value in step.table]
-    if step.op in ("scalar", "quantize", "energy"):
+    if step.op in ("scalar", "quantize", "energy", "nonzero"):
         details.insert(0, f"value={step.value!r}")
     if step.op == "quantize":
         details.append(f"limit={step.limit}")

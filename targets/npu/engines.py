@@ -32,17 +32,26 @@ class Lane:
     waits : list of Waits
     issued, started, ended, stall, reason : list of int
         Results. ``stall``: cycles between when the engine was free and the start.
+    freed : list of int
+        Result: when the engine was done with it. A transfer has *ended* its latency later.
     contention : list of int
         Cycles that a transfer had to leave the bus to the other engine.
+    tests : list of int
+        Cycles to read the command's flag.
+    skipped : list of bool
+        Whether nothing but that is done.
     """
 
     duration: list[int] = field(default_factory=list)
     waits: list[Waits] = field(default_factory=list)
+    tests: list[int] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)
     setup: int = 0
     latency: int = 0
     issued: list[int] = field(default_factory=list)
     started: list[int] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
+    freed: list[int] = field(default_factory=list)
     stall: list[int] = field(default_factory=list)
     reason: list[int] = field(default_factory=list)
     contention: list[int] = field(default_factory=list)
@@ -50,10 +59,18 @@ class Lane:
     awaited: list[int] = field(default_factory=list)  # the ends that its next command waits for
     needed: int = 0  # how many of them
 
-    def add(self, duration: int, waits: Waits) -> None:
+    def add(self, duration: int, waits: Waits, test: int = 0, skipped: bool = False) -> None:
         """Append a command."""
         self.duration.append(duration)
         self.waits.append(waits)
+        self.tests.append(test)
+        self.skipped.append(skipped)
+
+    def finish(self, time: int, latency: int = 0) -> None:
+        """Note when the engine is done with its command, which ends no sooner than those before."""
+        self.free = time
+        self.freed.append(time)
+        self.ended.append(max(time + latency, self.ended[-1]) if self.ended else time + latency)
 
 
 class Deadlock(Exception):
@@ -160,8 +177,8 @@ class Machine:
             start = self._start(lane, number)
             if start < 0:
                 break
-            lane.free = start + lane.duration[number]
-            lane.ended.append(lane.free)
+            work = 0 if lane.skipped[number] else lane.duration[number]
+            lane.finish(start + lane.tests[number] + work)
             number += 1
         return number > before
 
@@ -176,7 +193,12 @@ class Machine:
         start = self._start(lane, number)
         if start < 0:
             return False
-        self._bus.request(engine, start + lane.setup, lane.duration[number])
+        start += lane.tests[number]
+        if lane.skipped[number]:
+            lane.contention.append(0)
+            lane.finish(start)
+        else:
+            self._bus.request(engine, start + lane.setup, lane.duration[number])
         return True
 
     def _start(self, lane: Lane, number: int) -> int:
@@ -258,5 +280,4 @@ class _Bus:
         self._left[engine] = -1
         self._now = time
         lane.contention.append(time - self._asked[engine] - self._work[engine])
-        lane.free = time
-        lane.ended.append(time + lane.latency)
+        lane.finish(time, lane.latency)

@@ -31,7 +31,7 @@ from resq_tvm.targets.npu.commands import (
     Transfer,
     Vector,
 )
-from resq_tvm.targets.npu.cost import block_classes
+from resq_tvm.targets.npu.cost import block_classes, pixel_blocks
 from resq_tvm.targets.npu.description import Npu
 from resq_tvm.targets.npu.memory import Fault, Memory, filled_with_junk
 from resq_tvm.targets.npu.unit_matrix import MatrixUnit, bits_of
@@ -53,9 +53,12 @@ class Executed:
         Number of a matrix command with a bits map → its blocks of output pixels by the bits that
         they need (`resq_tvm.targets.npu.cost.block_classes`). Commands are numbered as in
         ``Program.commands``.
+    skipped : set
+        Numbers of the commands whose flag was 0.
     """
 
     blocks: dict[int, dict[int, int]] = field(default_factory=dict)
+    skipped: set[int] = field(default_factory=set)
 
 
 class Machine:
@@ -217,6 +220,11 @@ class Machine:
         return self._dram if place.memory == "dram" else self._sram
 
     def _run_command(self, number: int, command: Command, executed: Executed) -> None:
+        if command.flag is not None and not self._sram.view("u1", command.flag, (1,), (1,))[0]:
+            executed.skipped.add(number)
+            if isinstance(command, Matrix) and command.bits_map is not None:
+                executed.blocks[number] = {0: pixel_blocks(self.npu, command)}
+            return
         match command:
             case Load():
                 _transfer(command, self._dram, self._sram)

@@ -187,7 +187,13 @@ def _sizes(stream: Stream, program: Program) -> dict[str, int]:
 
 
 def spans(command: Command, programs: tuple[VectorProgram, ...]) -> Iterator[Span]:
-    """Yield what a command touches; of a vector command's operands, those that its program uses."""
+    """Yield what a command touches; of a vector command's operands, those that its program uses.
+
+    A command with a flag touches the same whether it is skipped or not: its order must not depend
+    on that.
+    """
+    if command.flag is not None:
+        yield Span("sram", command.flag, 1, 1, 1, 1, 1, False)
     match command:
         case Load() | Store():
             yield from _transfer_spans(command)
@@ -195,9 +201,10 @@ def spans(command: Command, programs: tuple[VectorProgram, ...]) -> Iterator[Spa
             yield from _matrix_spans(command)
         case Vector():
             steps = programs[command.program]
-            read = {s.index for s in steps if s.op in ("read", "spread")}
-            if any(s.op in ("pool", "mean", "resize", "window") for s in steps):
-                read.add(0)
+            read = {s.index for s in steps if s.op in ("read", "spread", "active")}
+            for step in steps:
+                if step.op in ("pool", "mean", "resize", "window"):
+                    read |= {0, step.facts.get("mask", 0)}
             for index in sorted(read):
                 yield from _operand_spans(command.operands[index], False)
             for index in sorted({s.index for s in steps if s.op == "write"}):

@@ -30,10 +30,14 @@ FORMATS: Final = ("i32", "f32", "f16", "c2", "c4", "c8", "u8")
 MOST_WAITS: Final = len(Engine)
 
 NO_ENGINE: Final = 255
+NO_FLAG: Final = 0xFFFFFFFF
 _NO_WAIT: Final = (NO_ENGINE, 0)
 _NO_PLANE: Final = (0,) * 10
 
-_HEAD: Final = [("kernel", "<u4"), ("waits", [("engine", "u1"), ("count", "<u4")], MOST_WAITS)]
+_HEAD: Final = [
+    ("kernel", "<u4"), ("flag", "<u4"),
+    ("waits", [("engine", "u1"), ("count", "<u4")], MOST_WAITS),
+]  # fmt: skip
 _PLANE: Final = [
     ("address", "<u4"), ("h", "<u4"), ("w", "<u4"), ("first", "<u4"), ("channels", "<u4"),
     ("row", "<u4"), ("pixel", "<u4"), ("bits", "u1"), ("ring", "<u4"), ("top", "<u4"),
@@ -107,7 +111,8 @@ def pack(commands: Sequence[Command]) -> dict[str, NDArray[Any]]:
     rows: dict[str, list[Any]] = {name: [] for name, _ in TABLES}
     rows["order"] = [c.engine for c in commands]
     for command in commands:
-        head = (command.kernel, _pack_waits(command.waits))
+        flag = NO_FLAG if command.flag is None else command.flag
+        head = (command.kernel, flag, _pack_waits(command.waits))
         if isinstance(command, Transfer):
             table = "load" if command.engine == Engine.LOAD else "store"
             rows[table].append(head + _TRANSFER_FIELDS(command))
@@ -182,15 +187,17 @@ def unpack(tables: dict[str, NDArray[Any]]) -> tuple[Command, ...]:
 
 
 def _columns(table: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield the fields of every record: the kernel, the waits, then the others.
+    """Yield the fields of every record: waits, kernel and flag, then the others.
 
     A record's own ``tolist`` would leave NumPy's numbers in fields of several, which overflow.
     """
     engines, counts = table["waits"]["engine"].tolist(), table["waits"]["count"].tolist()
     waits = map(_waits, engines, counts)
-    names = [name for name in table.dtype.names or () if name not in ("kernel", "waits")]
+    flags = (None if flag == NO_FLAG else flag for flag in table["flag"].tolist())
+    head = zip(waits, table["kernel"].tolist(), flags, strict=True)
+    names = [n for n in table.dtype.names or () if n not in ("kernel", "flag", "waits")]
     others = [table[name].tolist() for name in names]
-    return zip(table["kernel"].tolist(), waits, *others, strict=True)
+    return zip(head, *others, strict=True)
 
 
 _ENGINES: Final = dict(enumerate(Engine))
@@ -203,22 +210,18 @@ def _waits(engines: list[int], counts: list[int]) -> Waits:
 
 def _transfers(kind: type[Load] | type[Store], table: NDArray[Any]) -> Iterator[Command]:
     for row in _columns(table):
-        (kernel, waits, dram, sram, rows, columns, piece, dram_row, dram_column, sram_row,
-         sram_column) = row  # fmt: skip
-        yield kind(
-            dram, sram, rows, columns, piece, dram_row, dram_column, sram_row, sram_column,
-            waits, kernel,
-        )  # fmt: skip
+        head, *numbers = row
+        yield kind(*numbers, *head)
 
 
 def _matrices(table: NDArray[Any]) -> Iterator[Command]:
     for row in _columns(table):
-        (kernel, waits, source, weights, weight_bits, precision, h, w, out, origin, stride, taps,
+        (head, source, weights, weight_bits, precision, h, w, out, origin, stride, taps,
          dilation, depthwise, accumulators, accumulate, has_map, bits_map) = row  # fmt: skip
         yield Matrix(
             Plane(*source), weights, weight_bits, _pair(precision), h, w, out, _pair(origin),
             _pair(stride), _pair(taps), _pair(dilation), bool(depthwise), accumulators,
-            bool(accumulate), Plane(*bits_map) if has_map else None, waits, kernel,
+            bool(accumulate), Plane(*bits_map) if has_map else None, *head,
         )  # fmt: skip
 
 
@@ -227,10 +230,10 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
 
 
 def _vectors(table: NDArray[Any], operands: Iterator[Operand]) -> Iterator[Command]:
-    for kernel, waits, program, h, w, c, place, window, count in _columns(table):
+    for head, program, h, w, c, place, window, count in _columns(table):
         own = tuple(next(operands) for _ in range(count))
         y, x, channel = place
-        yield Vector(program, h, w, c, own, (y, x, channel), _pair(window), waits, kernel)
+        yield Vector(program, h, w, c, own, (y, x, channel), _pair(window), *head)
 
 
 def _operands(table: NDArray[Any]) -> list[Operand]:

@@ -5,7 +5,7 @@ All figures are simulated. docs/npu.md, section "Cycle model", tells what is mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -46,6 +46,7 @@ def simulate(
     program: str,
     *,
     classes: Mapping[int, Mapping[int, int]] | None = None,
+    skipped: Collection[int] = (),
     state_traffic: bool = True,
 ) -> Timing:
     """Time one program of a stream.
@@ -60,6 +61,8 @@ def simulate(
         Number of a matrix command in ``Program.commands`` → its pixel blocks by bits
         (`resq_tvm.targets.npu.cost.block_classes`). Commands with a bits map that are not named
         take as long as if every pixel had all bits.
+    skipped : collection of int
+        Numbers of the commands whose flags are 0; all others run.
     state_traffic : bool
         Without it, transfers of residual state take no time on the bus: what the network would
         take if state cost nothing.
@@ -79,7 +82,8 @@ def simulate(
     if program not in stream.programs:
         known = ", ".join(stream.programs) or "none"
         raise ArtifactError(f"the stream has no program {program!r}; it has {known}")
-    return _Run(npu, stream, stream.programs[program], classes or {}, state_traffic).timing()
+    run = _Run(npu, stream, stream.programs[program], classes or {}, skipped, state_traffic)
+    return run.timing()
 
 
 _TRANSFER_SHAPE = attrgetter("rows", "columns", "piece", "dram_row", "dram_column")
@@ -98,6 +102,7 @@ class _Run:
         stream: Stream,
         program: Program,
         classes: Mapping[int, Mapping[int, int]],
+        skipped: Collection[int],
         state_traffic: bool,
     ) -> None:
         self.npu = npu
@@ -107,6 +112,9 @@ class _Run:
         self.engine = np.array([c.engine for c in self.commands], np.int64)
         self.kernel = np.array([c.kernel for c in self.commands], np.int64)
         self.duration, self.bytes, self.macs = self._costs(classes)
+        self.skipped = np.zeros(len(self.commands), bool)
+        self.skipped[list(skipped)] = True
+        self.duration[self.skipped] = self.bytes[self.skipped] = 0
         self.state = self._state_transfers()
         if not state_traffic:
             self.duration[self.state] = 0
@@ -119,8 +127,10 @@ class _Run:
         machine = Machine(depth, setup, npu.dram.latency_cycles)
         durations = self.duration.tolist()
         order, issue = self.engine.tolist(), self.issue.tolist()
-        for engine, duration, command in zip(order, durations, self.commands, strict=True):
-            machine.lanes[engine].add(duration, command.waits)
+        columns = zip(order, durations, self.commands, self.skipped.tolist(), strict=True)
+        for engine, duration, command, skipped in columns:
+            test = 0 if command.flag is None else npu.commands.test_cycles
+            machine.lanes[engine].add(duration, command.waits, test, skipped)
 
         now, position = 0, 0
         host: list[HostTiming] = []
@@ -238,13 +248,15 @@ class _Run:
             columns["issued"][own] = lane.issued
             columns["start"][own] = lane.started
             columns["end"][own] = lane.ended
-            columns["free"][own] = np.array(lane.ended, np.int64) - lane.latency
+            columns["free"][own] = lane.freed
             columns["stall"][own] = lane.stall
             columns["reason"][own] = lane.reason
             if lane.contention:
                 columns["contention"][own] = lane.contention
         work = self.bytes + self.macs  # a command has one of them
-        return CommandTimings(engine=self.engine, kernel=self.kernel, work=work, **columns)
+        return CommandTimings(
+            engine=self.engine, kernel=self.kernel, work=work, skipped=self.skipped, **columns
+        )
 
     def _engine(self, timings: CommandTimings, engine: Engine, done: int) -> EngineTiming:
         own = timings.engine == engine

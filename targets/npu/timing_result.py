@@ -40,6 +40,8 @@ class CommandTimings:
         Cycles between ``start`` and ``free`` in which the other DMA engine had the bus.
     work : array of int
         Bytes on the bus of a transfer, products of a matrix command, 0 of a vector command.
+    skipped : array of bool
+        Whether the engine did no more than read its flag.
     """
 
     engine: Ints
@@ -52,6 +54,7 @@ class CommandTimings:
     reason: Ints
     contention: Ints
     work: Ints
+    skipped: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class KernelTiming:
         Cycles that the kernel takes if one thing alone counts: ``matrix``, ``vector``, ``dram``
         (its bytes at full bandwidth) or ``issue`` (the command processor).
     macs : int
-        Products.
+        Products, those that are left out included.
     dram_read, dram_written : int
         Bytes on the bus.
     """

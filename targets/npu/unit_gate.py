@@ -1,6 +1,7 @@
-"""The vector unit's gate of a frame: block energies, changed blocks, blocks spread to pixels.
+"""What the vector unit finds out about changes: the gate of a frame, and which windows have any.
 
-All three decide on integers: see `resq_tvm.reference.ops_policy.changed_pixels`.
+The gate (block energies, changed blocks, blocks spread to pixels) decides on integers: see
+`resq_tvm.reference.ops_policy.changed_pixels`.
 """
 
 from __future__ import annotations
@@ -58,3 +59,22 @@ def spread(plane: NDArray[Any], command: Vector, block: int) -> NDArray[np.float
     rows = (command.place[0] + np.arange(command.h)) // block
     columns = (command.place[1] + np.arange(command.w)) // block
     return plane[rows[:, None], columns[None]].astype(np.float32)
+
+
+def active_windows(plane: NDArray[Any], table: dict[str, Any]) -> NDArray[np.float32]:
+    """Return 1 for windows of a map in which something is not 0, else 0.
+
+    Parameters
+    ----------
+    plane : ndarray (h, w, 1)
+    table : dict
+        ``rows``, ``columns``: pairs of first and past.
+
+    Returns
+    -------
+    ndarray of float32 (windows down, windows across, 1)
+    """
+    there = plane[..., 0] != 0
+    bands = np.stack([there[first:past].any(axis=0) for first, past in table["rows"]])
+    found = np.stack([bands[:, first:past].any(axis=1) for first, past in table["columns"]], axis=1)
+    return found.astype(np.float32)[..., None]

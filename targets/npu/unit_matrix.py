@@ -125,6 +125,9 @@ def _padded(sram: Memory, command: Matrix, dtype: type) -> NDArray[Any]:
     y, x = reach(command)
     h, w = y.end - y.first, x.end - x.first
     codes = plane_codes(sram, command.source, y.first, x.first, h, w)
+    if command.bits_map is not None:  # nobody need have written the codes of a pixel of 0 bits
+        seen = bits_of(sram, command.bits_map)[y.first : y.end, x.first : x.end, None]
+        codes = np.where(seen != 0, codes, 0)
     if (y.extent, x.extent) == (h, w):
         return codes.astype(dtype)
     pixels: NDArray[Any] = np.zeros((y.extent, x.extent, command.source.channels), dtype)

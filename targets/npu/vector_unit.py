@@ -18,7 +18,12 @@ from resq_tvm.targets.npu import unit_spatial
 from resq_tvm.targets.npu.commands import Operand, Step, Vector, VectorProgram
 from resq_tvm.targets.npu.memory import Fault, Memory
 from resq_tvm.targets.npu.unit_choose import choose_bits
-from resq_tvm.targets.npu.unit_gate import block_energies, changed_blocks, spread
+from resq_tvm.targets.npu.unit_gate import (
+    active_windows,
+    block_energies,
+    changed_blocks,
+    spread,
+)
 from resq_tvm.targets.npu.unit_operands import read_operand, write_operand
 
 Array = NDArray[Any]
@@ -117,9 +122,22 @@ def run_vector(
                 operand = command.operands[step.index]
                 plane = read_operand(memories[operand.memory], operand)
                 values.append(spread(plane, command, planned.facts["block"]))
+            case "active":
+                operand = command.operands[step.index]
+                plane = read_operand(memories[operand.memory], operand)
+                values.append(active_windows(plane, planned.facts))
+            case "any":
+                found = np.any(values[step.args[0]])
+                values.append(np.full((1, 1, 1), found, np.float32))
+            case "nonzero":
+                there = np.any(values[step.args[0]] != 0, axis=2, keepdims=True)
+                values.append(there * np.float32(step.value))
             case "pool" | "mean" | "resize" | "window":
                 operand = command.operands[0]
                 tile = _as_float(read_operand(memories[operand.memory], operand))
+                if "mask" in planned.facts:
+                    mask = command.operands[planned.facts["mask"]]
+                    tile = np.where(read_operand(memories[mask.memory], mask) != 0, tile, 0)
                 values.append(_SPATIAL[step.op](tile, command, planned.facts))
             case _:
                 args = [values[a] for a in step.args]

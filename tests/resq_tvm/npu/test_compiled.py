@@ -16,7 +16,7 @@ from resq_tvm.cli import main
 from resq_tvm.errors import CompileError, TargetError
 from resq_tvm.keyframes import KeyframePolicy
 from resq_tvm.latency import layer_cost
-from resq_tvm.npu.report import chooses_bits, simulate
+from resq_tvm.npu.report import depends_on_frames, simulate
 from resq_tvm.programs import Programs
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.session import Session
@@ -104,7 +104,7 @@ def test_cascades_change_no_value(cascades: str, tmp_path: Path) -> None:
 
 def test_reports_of_a_network(tmp_path: Path) -> None:
     artifact = compiler.compile(static("W8A8->W4A4"), "npu-micro", output=tmp_path / "n.resq")
-    assert artifact.program is not None and not chooses_bits(artifact.program)
+    assert artifact.program is not None and not depends_on_frames(artifact.program)
     report = simulate(artifact.path)
     result = report.to_dict()
     assert result["bops_amortized"] == amortized_bops(artifact.manifest, report.period)
@@ -134,7 +134,7 @@ class TestChosenBits:
         assert_same(dynamic(small_network()), artifact, tmp_path)
 
     def test_still_frames_need_no_bits(self, artifact: Artifact) -> None:
-        assert artifact.program is not None and chooses_bits(artifact.program)
+        assert artifact.program is not None and depends_on_frames(artifact.program)
         still = clip(SHAPE, 1)[0]
         moving = [np.roll(still, 5 * n, axis=1) * np.float32(1 + n) for n in range(3)]
         counts = {}

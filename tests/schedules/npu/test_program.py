@@ -71,7 +71,7 @@ def test_what_a_spatial_operator_has_to_know_comes_back_from_json(name):
         "k", ANCHORS[name], 3, 4, 5, (X,), (floats("y", 3, 4, 5),), (Node("anchor"),),
         (Store(0, "y"),), CODE,
     )  # fmt: skip
-    epilogue = epilogue_of(kernel, ())
+    epilogue = epilogue_of(kernel, (), True)
     assert epilogue.anchored and [s.op for s in epilogue.steps] == [name, "write"]
     assert from_json(to_json([epilogue.steps])) == [epilogue.steps]
     facts = epilogue.steps[0].facts
@@ -82,7 +82,7 @@ def test_what_a_spatial_operator_has_to_know_comes_back_from_json(name):
 
 def test_operands_are_numbered_reads_first(rng):
     kernel = residual_kernel(rng, conv_anchor(rng, (3,), 4), (codes("x0", 5, 5, 3),), 5, 5)
-    epilogue = epilogue_of(kernel, ())
+    epilogue = epilogue_of(kernel, (), True)
     assert (epilogue.loads, epilogue.vectors, epilogue.writes) == (("u",), ("scale",), ("q", "z"))
     found = [(s.op, s.index) for s in epilogue.steps if s.op in ("read", "write")]
     assert found == [("read", 0), ("read", 2), ("read", 1), ("write", 3), ("write", 4)]
@@ -98,7 +98,7 @@ def test_a_tensor_that_is_read_twice_is_one_operand():
         "k", Walk(), 2, 2, 3, (floats("a", 2, 2, 3),), (floats("y", 2, 2, 3),), nodes,
         (Store(2, "y"),), CODE,
     )  # fmt: skip
-    epilogue = epilogue_of(kernel, ())
+    epilogue = epilogue_of(kernel, (), True)
     assert not epilogue.anchored and epilogue.loads == ("a",)
     assert [s.index for s in epilogue.steps] == [0, 0, 0, 1]
 
@@ -111,7 +111,7 @@ def test_a_choice_writes_codes_and_then_their_bits():
         "k", Walk(), 2, 2, 3, (floats("a", 2, 2, 3),), (codes("q", 2, 2, 3),), nodes,
         (Store(1, "q", choice),), CODE, sparse=Sparse({}, False, {"q": bits}, 2, 0, 0, 0),
     )  # fmt: skip
-    epilogue = epilogue_of(kernel, (0.5, 0.25))
+    epilogue = epilogue_of(kernel, (0.5, 0.25), True)
     assert [s.op for s in epilogue.steps] == [
         "read",
         "quantize",

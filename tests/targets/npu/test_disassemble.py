@@ -119,3 +119,17 @@ def test_programs_are_chosen_by_name():
     assert "program other" not in disassemble(stream, "main")
     with pytest.raises(ArtifactError, match="no program 'keyframe'; it has main, other"):
         disassemble(stream, "keyframe")
+
+
+def test_flags():
+    assert command_text(replace(load(9, dram=64), flag=0x40)) == (
+        "dram 0x40 -> sram 0x0  9 bytes  if sram 0x40"
+    )
+    one = replace(load(9, waits=((Engine.VECTOR, 3),)), flag=0)
+    assert command_text(one).endswith("9 bytes  if sram 0x0  after vector 3")
+    windows = (("columns", ((0, 4),)), ("rows", ((0, 2), (1, 5))))
+    program = (Step("active", index=2, table=windows), Step("nonzero", (0,), 8.0))
+    assert list(vector_program_lines(program)) == [
+        "%0 = active operand 2 columns=((0,4)) rows=((0,2),(1,5))",
+        "%1 = nonzero %0 value=8.0",
+    ]

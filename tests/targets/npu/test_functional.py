@@ -183,3 +183,17 @@ def test_tensors_are_read_as_they_were_written(format, memory, rng):
     place = dense("x", 7, 3, 4, 5, format, memory)
     machine.write(place, value)
     np.testing.assert_array_equal(machine.read(place), value)
+
+
+def test_a_flag_of_zero_skips(layer):
+    commands = layer.commands()
+    flag = layer.machine(tuple(commands)).sram.size - 1
+    flagged = tuple(replace(c, flag=flag) for c in commands)
+    for value in (0, 1, 255):
+        machine = layer.machine(flagged)
+        before = machine.read(layer.codes)
+        machine.sram[flag] = value
+        executed = machine.run("keyframe")
+        assert executed.skipped == (set() if value else set(range(len(commands))))
+        expected = meaning.run(layer.kernel, {"x": layer.x})["q"] if value else before
+        np.testing.assert_array_equal(machine.read(layer.codes), expected)

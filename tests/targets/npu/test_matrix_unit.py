@@ -205,6 +205,27 @@ def test_blocks_are_counted_by_bits(rng):
     assert executed.blocks == {1: {0: 2, 4: 1, 8: 1}}
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_pixels_of_no_bits_are_zero(depthwise, rng):
+    codes = draw_codes(rng, 8, (5, 6, 4))
+    bits = rng.choice([0, 4, 8], (5, 6, 1)).astype(np.uint8)
+    results = []
+    for shown in (codes, np.where(bits != 0, codes, 0)):
+        bench = Bench()
+        operand = bench.put(shown, "c8")
+        shape = (3, 3, 4) if depthwise else (4, 9, 4)
+        weights = bench.put(draw_codes(np.random.default_rng(1), 8, shape), "c8")
+        plane = plane_of(bench.put(bits, "u8"))
+        command = command_for(
+            bench, operand, weights, 8, 4, (3, 3), depthwise=depthwise, origin=(-1, -1),
+            bits_map=plane,
+        )  # fmt: skip
+        bench.run(command)
+        results.append(accumulators(bench, command))
+    np.testing.assert_array_equal(*results)
+    assert results[0].any()
+
+
 def test_wrong_commands_are_named(rng):
     bench = Bench()
     operand = bench.put(draw_codes(rng, 8, (2, 2, 3)), "c8")

@@ -77,3 +77,17 @@ def test_a_wait_for_what_comes_later_is_refused():
     stream = two((load,), (Store(8, 0, 1, 1, 8, 0, 0, 0, 0),))
     with pytest.raises(ValueError, match="command 0 waits for 1 commands of STORE, and only 0"):
         races(stream, stream.programs["p"])
+
+
+def test_a_flag_is_read():
+    flagged = replace(Load(0, 0, 1, 1, 8, 0, 0, 0, 0), flag=100)
+    store = Store(8, 96, 1, 1, 8, 0, 0, 0, 0)
+    stream = two((store,), (flagged,))
+    assert races(stream, stream.programs["p"]) == []
+    # Who writes the flag has to be waited for, whatever becomes of the command.
+    write = replace(Load(16, 100, 1, 1, 1, 0, 0, 0, 0))
+    asked = replace(store, sram=0, flag=100)
+    stream = two((write,), (asked,))
+    assert [r.address for r in races(stream, stream.programs["p"])] == [100]
+    stream = two((write,), (replace(asked, waits=((Engine.LOAD, 1),)),))
+    assert races(stream, stream.programs["p"]) == []

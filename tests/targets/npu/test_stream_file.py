@@ -37,19 +37,33 @@ names = st.text(max_size=12)
 pairs = st.tuples(u32, u32)
 waits = st.lists(st.tuples(st.sampled_from(Engine), u32), max_size=4).map(tuple)
 kernels = st.integers(0, 2)
-transfer = (st.integers(0, 2**64 - 1), u32, u32, u32, u32, i64, i64, i32, i32, waits, kernels)
+flags = st.none() | st.integers(0, 2**32 - 2)
+transfer = (
+    st.integers(0, 2**64 - 1),
+    u32,
+    u32,
+    u32,
+    u32,
+    i64,
+    i64,
+    i32,
+    i32,
+    waits,
+    kernels,
+    flags,
+)
 planes = st.builds(Plane, u32, u32, u32, u32, u32, u32, u32, codes, u32, u32)
 matrices = st.builds(
     Matrix, planes, u32, codes, st.tuples(st.integers(2, 8), st.integers(2, 8)), u32, u32, u32,
     st.tuples(i32, i32), pairs, pairs, st.tuples(i32, i32), st.booleans(), u32, st.booleans(),
-    st.none() | planes, waits, kernels,
+    st.none() | planes, waits, kernels, flags,
 )  # fmt: skip
 memories = st.sampled_from(("sram", "acc", "dram"))
 formats = st.sampled_from(("i32", "f32", "f16", "c2", "c4", "c8", "u8"))
 operands = st.builds(Operand, memories, formats, u32, u32, u32, u32, u32, u32, u32, u32)
 vectors = st.builds(
     Vector, st.integers(0, 1), u32, u32, u32, st.lists(operands, max_size=4).map(tuple),
-    st.tuples(i32, i32, i32), st.tuples(i32, i32), waits, kernels,
+    st.tuples(i32, i32, i32), st.tuples(i32, i32), waits, kernels, flags,
 )  # fmt: skip
 commands = st.one_of(st.builds(Load, *transfer), st.builds(Store, *transfer), matrices, vectors)
 places = st.builds(
@@ -147,8 +161,8 @@ def test_every_flipped_byte_is_noticed(place, flip):
 
 
 def test_other_versions_and_missing_files(tmp_path):
-    newer = GOOD[:8] + struct.pack("<I", 3) + GOOD[12:]
-    with pytest.raises(ArtifactError, match="format version 3, this program reads 2; compile"):
+    newer = GOOD[:8] + struct.pack("<I", 4) + GOOD[12:]
+    with pytest.raises(ArtifactError, match="format version 4, this program reads 3; compile"):
         from_bytes(newer, "x")
     with pytest.raises(ArtifactError, match=r"nowhere.npu' cannot be read .*; compile"):
         read_stream(tmp_path / "nowhere.npu")

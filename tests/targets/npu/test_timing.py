@@ -358,3 +358,51 @@ def test_bus_time_is_that_of_the_cost_model():
     expected += npu.commands.dma_setup_cycles + bus + npu.dram.latency_cycles
     assert timing.cycles == expected
     assert bus == pytest.approx(100_000 / (npu.dram.bytes_per_second / npu.clock_hz), abs=2)
+
+
+class TestSkippedCommands:
+    def flagged(self):
+        return tuple(replace(command, flag=0) for command in layer())
+
+    def test_they_cost_a_test_on_their_engine(self):
+        npu = plain_npu(test_cycles=3)
+        stream = stream_of(self.flagged())
+        ran = simulate(npu, stream, "main")
+        plain = simulate(npu, stream_of(layer()), "main")
+        assert ran.cycles == plain.cycles + 4 * 3  # one after the other
+        skipped = simulate(npu, stream, "main", skipped=range(4))
+        check_sums(skipped)
+        assert skipped.cycles == 4 * 3 and skipped.commands.skipped.all()
+        assert (skipped.dram_read, skipped.dram_written) == (0, 0)
+        assert [e.busy for e in skipped.engines.values()] == [3] * 4
+        assert not ran.commands.skipped.any()
+
+    def test_they_wait_all_the_same(self):
+        npu = plain_npu(test_cycles=1)
+        first, *rest = layer()
+        timing = simulate(npu, stream_of((first, *self.flagged()[1:])), "main", skipped={1, 2, 3})
+        check_sums(timing)
+        assert timing.commands.start.tolist() == [0, 100, 101, 102]
+        assert len(rest) == 3
+
+    def test_no_command_ends_before_those_before_it(self):
+        npu = plain_npu(test_cycles=1)
+        npu = npu.model_copy(update={"dram": npu.dram.model_copy(update={"latency_cycles": 50})})
+        commands = (
+            load(10), replace(load(10), flag=0), load(5), matrix(waits=((LOAD, 2),)),
+        )  # fmt: skip
+        timing = simulate(npu, stream_of(commands), "main", skipped={1})
+        check_sums(timing)
+        assert timing.commands.free.tolist()[:3] == [10, 11, 16]
+        assert timing.commands.end.tolist()[:3] == [60, 60, 66]
+        assert timing.commands.start[3] == 60
+
+
+def test_windows_of_a_map_count_by_what_they_look_at():
+    npu = plain_npu()
+    table = (("columns", ((0, 8), (6, 16))), ("rows", ((0, 3), (2, 4))))
+    program = (Step("active", index=0, table=table), Step("write", (0,), index=1))
+    work = cost.program_work(npu, program)
+    assert work.windows == (3 + 2) * 16 + 2 * (8 + 10)
+    command = vector(2, 2, 1)
+    assert cost.vector_cycles(npu, work, command) == 1 + -(-work.windows // npu.vector.lanes)

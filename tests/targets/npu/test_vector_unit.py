@@ -476,3 +476,28 @@ def test_wrong_programs_are_named(rng):
         bench.run(whole(program, (bench.put(value, "f32"),), 1, 1, 3))
     with pytest.raises(ArtifactError, match=r"is malformed \(IndexError"):
         bench.run(whole(program, (), 1, 1, 1))
+
+
+@given(st.data())
+def test_windows_with_something_in_them(data):
+    """Windows may overlap, and be empty."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    h, w = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    spans = [
+        tuple(sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for _ in range(m))
+        for n, m in ((h, data.draw(st.integers(1, 4))), (w, data.draw(st.integers(1, 4))))
+    ]
+    plane = (rng.random((h, w, 1)) < 0.2).astype(np.uint8) * 8
+    table = (("columns", tuple(spans[1])), ("rows", tuple(spans[0])))
+    down, across = len(spans[0]), len(spans[1])
+    bench = Bench()
+    seen, found = bench.put(plane, "u8"), bench.blank(down, across, 1, "u8")
+    total = bench.blank(1, 1, 1, "u8")
+    number = bench.program(
+        Step("active", index=0, table=table), Step("write", (0,), index=1), Step("any", (0,)),
+        Step("write", (2,), index=2),
+    )  # fmt: skip
+    bench.run(Vector(number, down, across, 1, (seen, found, total)))
+    wanted = [[plane[a:b, c:d].any() for c, d in spans[1]] for a, b in spans[0]]
+    np.testing.assert_array_equal(bench.get(found)[..., 0], wanted)
+    assert bench.get(total).item() == np.any(wanted)
