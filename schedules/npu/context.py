@@ -28,6 +28,8 @@ _ENOUGH = 512 << 10  # bytes for tiles, where that is not more than half of the 
 
 def working_bytes(npu: Npu) -> int:
     """Return the bytes of SRAM that a kernel's tiles may take; tensors stay in the rest."""
+    if npu.sram.tile_bytes:
+        return npu.sram.tile_bytes
     return max(npu.sram.bytes // 4, min(npu.sram.bytes // 2, _ENOUGH))
 
 

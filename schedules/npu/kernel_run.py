@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class Base:
 
     memory: str
     address: int
-    key: str | None  # of the tensor; "sram" or "acc" for tiles; None: a constant
+    key: Hashable  # of the tensor; "sram" or "acc" for tiles; None: a constant
 
 
 class KernelRun:
@@ -90,22 +90,6 @@ class KernelRun:
                 buffer = statement.buffer
                 memory = "acc" if buffer.scope() == ACCUMULATORS else "sram"
                 yield buffer, memory, -(-int(buffer.shape[0]) // ALIGNMENT) * ALIGNMENT
-
-    def allocate(self, upwards: bool, memories: Sequence[str] = ("sram", "acc")) -> None:
-        """Give every tile buffer of these memories an address."""
-        used = {"sram": 0, "acc": 0}
-        for buffer, memory, size in self.buffers():
-            if memory not in memories:
-                continue
-            first, last = self.out.limits[memory]
-            address = first + used[memory] if upwards else last - used[memory] - size
-            used[memory] += size
-            if used[memory] > last - first:
-                raise CompileError(
-                    f"kernel {self.name}: tiles take {used[memory]} bytes "
-                    f"of {memory}, {last - first} are there; use smaller tiles"
-                )
-            self.bases[buffer] = Base(memory, address, memory)
 
     def execute(self) -> None:
         """Run the loops."""
