@@ -14,7 +14,6 @@ from typing import Any, Final
 from resq_tvm.passes.npu.arrangement import Group
 from resq_tvm.passes.npu.items import Item, ProgramItems
 from resq_tvm.passes.npu.memory import Arena, Value, keep_on_chip
-from resq_tvm.schedules.context import ceil_div
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.npu.bands import (
     Stage,
@@ -23,7 +22,7 @@ from resq_tvm.schedules.npu.bands import (
     order_of_bands,
     rows_between,
 )
-from resq_tvm.schedules.npu.context import ALIGNMENT
+from resq_tvm.schedules.npu.context import aligned
 from resq_tvm.schedules.npu.emit import Footprint
 from resq_tvm.schedules.npu.rules import decide_bands
 from resq_tvm.schedules.npu.tensors import channel_bytes
@@ -342,8 +341,7 @@ def _resident(kernel: FusedKernel, names: frozenset[str]) -> FusedKernel:
 
 
 def _ring_bytes(spec: TensorSpec, rows: int) -> int:
-    nbytes = rows * spec.w * int(channel_bytes(spec, spec.c))
-    return ceil_div(nbytes, ALIGNMENT) * ALIGNMENT
+    return aligned(rows * spec.w * int(channel_bytes(spec, spec.c)))
 
 
 def place_cascades(program: ProgramItems, cascades: Sequence[Cascade], arena: Arena) -> None:

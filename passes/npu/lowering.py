@@ -23,7 +23,7 @@ from resq_tvm.passes.npu.memory import Arena, keep_on_chip, spill
 from resq_tvm.schedules.choice import CASCADE, NETWORK, Chosen, Decider
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.npu.codegen import Place
-from resq_tvm.schedules.npu.context import ALIGNMENT, working_bytes
+from resq_tvm.schedules.npu.context import aligned, working_bytes
 from resq_tvm.schedules.npu.emit import emit_npu, fits
 from resq_tvm.schedules.npu.rules import decide_npu
 from resq_tvm.schedules.npu.template import Template
@@ -45,10 +45,6 @@ class LoweredNpu(Lowered):
 
     stream: Stream
     host: tvm.IRModule
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 class Source:
@@ -265,7 +261,7 @@ class Lowering:
         movable = {v for v, may in zip(made, self._may_stay(), strict=True) if may}
         if chosen is not None:
             movable &= {made[n] for n in chosen if 0 <= n < len(made)}
-        needed = sum(_aligned(v.nbytes) for v in movable)
+        needed = sum(aligned(v.nbytes) for v in movable)
         if needed > room and (memory == "sram" or chosen is not None):
             raise CompileError(
                 f"state takes {needed} bytes, {self.npu.name} has {room} bytes of SRAM for "
@@ -277,10 +273,10 @@ class Lowering:
         for value in made:
             if value.address < 0 and value in movable:
                 value.memory, value.address = "sram", self.state_end
-                self.state_end += _aligned(value.nbytes)
+                self.state_end += aligned(value.nbytes)
             elif value.address < 0:
                 value.address = self.dram
-                self.dram += _aligned(value.nbytes)
+                self.dram += aligned(value.nbytes)
             places.append((value.memory, value.address))
         for program in self.programs[1:]:
             plan = program.plan
@@ -315,14 +311,14 @@ class Lowering:
                 value = program.values[program.root(var)]
                 if value.address < 0:
                     value.address = address
-                    address += _aligned(value.nbytes)
+                    address += aligned(value.nbytes)
             top = max(top, address)
         return top
 
     def _place_params(self, first: int) -> int:
         for name, array in self.params.items():
             self.addresses[name] = first
-            first += _aligned(array.nbytes)
+            first += aligned(array.nbytes)
         return first
 
     # Kernels ---------------------------------------------------------------------------------

@@ -23,6 +23,11 @@ from resq_tvm.targets.preset import Target
 ALIGNMENT = 64  # bytes: slots begin at whole bursts
 
 
+def aligned(nbytes: int) -> int:
+    """Return bytes rounded up to `ALIGNMENT`: what a tensor or a tile takes of a memory."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
 _ENOUGH = 512 << 10  # bytes for tiles, where that is not more than half of the memory
 
 
@@ -114,7 +119,7 @@ class NpuContext:
 
         ``kept``: what they hold is loaded once, before the first tile.
         """
-        size = max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
+        size = max(ALIGNMENT, aligned(size))
         self.sram_bytes += size * count
         self.kept_bytes += size * count if kept else 0
         buffer = self.code.allocate(size * count, "uint8", name, SRAM)
@@ -123,7 +128,7 @@ class NpuContext:
     def accumulators(self, elements: int, count: int) -> Slots:
         """Allocate ``count`` tiles of int32 accumulators."""
         size = 4 * elements
-        self.accumulator_bytes += ceil_div(size * count, ALIGNMENT) * ALIGNMENT
+        self.accumulator_bytes += aligned(size * count)
         buffer = self.code.allocate(size * count, "uint8", "acc", ACCUMULATORS)
         return Slots(buffer.data, size, count)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import tirx
 
 from resq_tvm.errors import CompileError
-from resq_tvm.schedules.npu.context import ALIGNMENT
+from resq_tvm.schedules.npu.context import aligned
 from resq_tvm.schedules.npu.expressions import Values, number_of
 from resq_tvm.schedules.npu.hazards import Access
 from resq_tvm.schedules.npu.intrinsics import ACCUMULATORS, LOAD, MATRIX, PROGRAMS, STORE, VECTOR
@@ -89,7 +89,7 @@ class KernelRun:
             if isinstance(statement, tirx.AllocBuffer):
                 buffer = statement.buffer
                 memory = "acc" if buffer.scope() == ACCUMULATORS else "sram"
-                yield buffer, memory, -(-int(buffer.shape[0]) // ALIGNMENT) * ALIGNMENT
+                yield buffer, memory, aligned(int(buffer.shape[0]))
 
     def execute(self) -> None:
         """Run the loops."""
