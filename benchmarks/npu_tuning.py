@@ -93,6 +93,7 @@ def rows(
         for label, low in found.items()
     }
     default, untuned, _ = cycles.values()
+    trials = f"{report.network.on_record} / {sum(r.trials for r in report.results)}"
     lines = []
     for label, low in found.items():
         bounds = {n: bound(npu, low, n) for n in low.stream.programs}
@@ -103,7 +104,7 @@ def rows(
             _ratios(cycles[label], default),
             _ratios(cycles[label], untuned),
             " / ".join(f"{b / cycles[label][n]:.2f} {unit}" for n, (b, unit) in bounds.items()),
-            str(report.network.on_record) if low is found["tuned tiles and bands"] else "",
+            trials if low is found["tuned tiles and bands"] else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
@@ -128,7 +129,7 @@ def main() -> None:
     qnet = network(height, width) if args.qnet is None else QuantizedNetwork.load(args.qnet)
     table = [
         "| machine | decided | keyframe, Mcycles | residual, Mcycles | of default tiles, no bands "
-        "| of compile's default | share of what is possible | trials |",
+        "| of compile's default | bound / cycles | trials |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in args.npu:
@@ -140,10 +141,10 @@ def main() -> None:
         f"DDRNet-23-slim at {height} x {width}, {SCHEME}, simulated; keyframe / residual. Without "
         "bands every kernel runs whole before the next one; compile's default lets kernels take "
         "turns band by band of rows where the cycle model finds that faster. Tuned: tiles, bands "
-        "and the state that stays on the chip, by cycles of the whole programs, of which so many "
-        f"were simulated; tiles of single kernels by at most {args.kernel_trials} measurements "
-        "beforehand. What is possible: the busiest unit alone, or the frame, outputs, weights and "
-        "state over the DRAM bus once.",
+        "and the state that stays on the chip, by cycles of the whole programs. Trials: programs "
+        "that were simulated / candidates of single kernels that were measured beforehand. The "
+        "bound is the busiest of the matrix unit, the vector unit and the DRAM bus, if the frame, "
+        "outputs, weights and what is in DRAM of the state pass it once.",
         "",
         *table,
     ]

@@ -85,18 +85,23 @@ class Search:
         Parameters
         ----------
         starts : sequence of Arrangement
-            The first must fit.
+            The first must fit. They are simulated in any case.
         trials : int
         """
         self._most = self.trials + trials
         self._begun = time.perf_counter()
+        self._starting = True
         self._random = random.Random(self.seed)
         self.best = starts[0]
         self.cycles = self.first = self.cycles_of(starts[0])
         for start in starts[1:]:
+            self._try(start)
+            if start.state != self.best.state:
+                continue
             for name in self.source.names:
                 parts = {**self.best.programs, name: start.program(name)}
                 self._try(Arrangement(parts, start.state))
+        self._starting = False
         while self.trials < self._most:
             before = dict(self.cycles)
             self._move_state()
@@ -112,14 +117,11 @@ class Search:
         return {n: self._time(arrangement, n) for n in self.source.names}
 
     def _time(self, arrangement: Arrangement, name: str) -> int:
-        """Return the cycles of a program; 0: it does not fit, or no trial is left.
-
-        Without any arrangement it is simulated in any case: the others are held against it.
-        """
+        """Return the cycles of a program; 0: it does not fit, or no trial is left."""
         only = Arrangement({name: arrangement.program(name)}, arrangement.state)
         trial = (name, only.key)
         if trial not in self.known:
-            if self.trials >= self._most and arrangement != Arrangement():
+            if self.trials >= self._most and not self._starting:
                 return 0
             self.trials += 1
             self.known[trial] = self._simulate(only, name)

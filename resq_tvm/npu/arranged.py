@@ -133,10 +133,11 @@ def tune_network(
     place, log = folder / f"{source.key}.json", folder / f"{source.key}.trials"
     known = _read_trials(log)
     earlier = len(known)
-    starts = [Arrangement(), *arrangements(source, LENGTHS)]
+    plans = arrangements(source, LENGTHS)
     stored = _read(place)
-    if stored is not None:
-        starts.append(Arrangement.from_json(stored["arrangement"]))
+    # What was found before comes first, so that it stays on record whenever this run ends.
+    former = [] if stored is None else [Arrangement.from_json(stored["arrangement"])]
+    starts = [Arrangement(), *former, *plans]
 
     def improved(found: Arrangement, cycles: Mapping[str, int]) -> None:
         with atomic_file(place) as path:
@@ -161,13 +162,13 @@ def tune_network(
         )
         best = search.run(starts, max(0, trials - earlier))
     improved(best, search.cycles)
-    default, whole = (search.cycles_of(a) for a in starts[:2])
+    default, whole = search.cycles_of(Arrangement()), search.cycles_of(plans[0])
     return NetworkResult(
         source.key,
         search.trials,
         len(known),
         default,
-        {n: min(default[n], whole[n] or default[n]) for n in default},
+        {n: min(default[n], whole[n] or default[n]) for n in default},  # 0: it does not fit
         search.cycles,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from resq_tvm.errors import CompileError
@@ -98,8 +99,10 @@ class Assembler:
 
     def _write(self, run: _Placing, turn: int) -> None:
         """Append the commands of a turn."""
-        bases = [run.bases[n] for n in range(len(run.bases))]
-        self.commands += run.template.place(turn, bases, run.number, self._programs, self.hazards)
+        bases = tuple(run.bases[n] for n in range(len(run.bases)))
+        for entry in run.template.placed(turn, bases, run.number, self._programs):
+            waits = self.hazards.command(entry.command.engine, entry.reads, entry.writes)
+            self.commands.append(replace(entry.command, waits=waits))
 
     @property
     def limits(self) -> dict[str, tuple[int, int]]:

@@ -66,7 +66,9 @@ class _Scratch:
         waits: Counts = {}
         for interval in self._intervals:
             if interval.start < end and start < interval.end:
-                _merge(waits, interval.written)
+                for writer, number in interval.written.items():
+                    if waits.get(writer, 0) < number:
+                        waits[writer] = number
                 interval.read[engine] = count  # counts only rise
         return waits
 

@@ -27,7 +27,7 @@ from resq_tvm.targets.npu.commands import (
 )
 
 if TYPE_CHECKING:
-    from resq_tvm.schedules.npu.codegen import Assembler
+    from resq_tvm.schedules.npu.template import Recorder
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,18 @@ class Base:
 
 
 class KernelRun:
-    """Runs the loops of one kernel's PrimFunc and appends its commands.
+    """Runs the loops of one kernel's PrimFunc and records its commands.
 
     Parameters
     ----------
-    assembler : Assembler
+    out : Recorder
         Where the commands go.
     func, number, places
-        As of `Assembler.kernel`.
+        As of `resq_tvm.schedules.npu.codegen.Assembler.kernel`.
     """
 
-    def __init__(
-        self, assembler: Assembler, func: Any, number: int, places: Sequence[Place]
-    ) -> None:
-        self.out, self.func, self.number = assembler, func, number
+    def __init__(self, out: Recorder, func: Any, number: int, places: Sequence[Place]) -> None:
+        self.out, self.func, self.number = out, func, number
         self.bases: dict[Any, Base] = {
             var: Base(place.memory, place.address, place.key)
             for var, place in zip(func.params, places, strict=True)

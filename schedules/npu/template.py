@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from resq_tvm.schedules.npu.hazards import Access, Hazards
+from resq_tvm.schedules.npu.hazards import Access
 from resq_tvm.schedules.npu.kernel_run import Base, KernelRun, Place
 from resq_tvm.targets.npu.commands import (
     Command,
@@ -28,10 +28,7 @@ _MASK: Final = (1 << _BITS) - 1
 
 @dataclass(frozen=True)
 class Entry:
-    """A command whose addresses are numbers of bases with offsets, and whose programs are its own.
-
-    ``reads`` and ``writes`` name bases by their numbers.
-    """
+    """A command with what it reads and writes; addresses are numbers of bases with offsets."""
 
     command: Command
     reads: Sequence[Access]
@@ -65,8 +62,10 @@ class Template:
     def __init__(self, func: Any, places: Sequence[Place], bands: int) -> None:
         self.entries: list[Entry] = []
         self.programs: list[VectorProgram] = []
-        recorder = _Recorder(self)
-        run = KernelRun(recorder, func, 0, places)  # type: ignore[arg-type]
+        self._latest: Any = None  # bases, kernel and programs of what was placed last
+        self._placed: dict[int, list[Entry]] = {}  # by turn
+        recorder = Recorder(self)
+        run = KernelRun(recorder, func, 0, places)
         self.name = run.name
         for number, (var, place) in enumerate(zip(func.params, places, strict=True)):
             run.bases[var] = _base(number, place.memory, place.key is not None)
@@ -92,74 +91,71 @@ class Template:
         self.turns.append(self.entries)
         self.entries = []
 
-    def place(
+    def placed(
         self,
         turn: int,
-        bases: Sequence[Base],
+        bases: tuple[Base, ...],
         kernel: int,
         programs: dict[VectorProgram, int],
-        hazards: Hazards,
-    ) -> list[Command]:
-        """Return the commands of a turn with addresses and waits.
+    ) -> list[Entry]:
+        """Return the commands of a turn with addresses, but without waits.
 
         Parameters
         ----------
         turn : int
             Which band.
-        bases : sequence of Base
+        bases : tuple of Base
             Of parameters and buffers.
         kernel : int
             The kernel's number, for the commands to carry.
         programs : dict
             Vector programs known so far → their numbers; it grows.
-        hazards : Hazards
         """
-        numbers = [programs.setdefault(p, len(programs)) for p in self.programs]
-        begins = [base.address for base in bases]
-
-        def at(address: int) -> int:
-            return begins[address >> _BITS] + (address & _MASK)
-
-        def accesses(found: Sequence[Access]) -> list[Access]:
-            return [Access(bases[a.key].key, at(a.start), at(a.start) + a.end - a.start)  # type: ignore[index]
-                    for a in found]  # fmt: skip
-
-        def plane(found: Plane) -> Plane:
-            return replace(found, address=at(found.address))
-
-        made: list[Command] = []
-        for entry in self.turns[turn]:
-            command = entry.command
-            waits = hazards.command(command.engine, accesses(entry.reads), accesses(entry.writes))
-            if isinstance(command, Load | Store):
-                made.append(
-                    replace(
-                        command, dram=at(command.dram), sram=at(command.sram),
-                        waits=waits, kernel=kernel,
-                    )
-                )  # fmt: skip
-            elif isinstance(command, Matrix):
-                bits = command.bits_map
-                made.append(
-                    replace(
-                        command, source=plane(command.source), weights=at(command.weights),
-                        accumulators=at(command.accumulators),
-                        bits_map=None if bits is None else plane(bits),
-                        waits=waits, kernel=kernel,
-                    )
-                )  # fmt: skip
-            else:
-                operands = tuple(replace(o, address=at(o.address)) for o in command.operands)
-                made.append(
-                    replace(
-                        command, program=numbers[command.program], operands=operands,
-                        waits=waits, kernel=kernel,
-                    )
-                )  # fmt: skip
-        return made
+        numbers = tuple(programs.setdefault(p, len(programs)) for p in self.programs)
+        if self._latest != (bases, kernel, numbers):
+            self._latest, self._placed = (bases, kernel, numbers), {}
+        if turn not in self._placed:
+            self._placed[turn] = [_place(e, bases, kernel, numbers) for e in self.turns[turn]]
+        return self._placed[turn]
 
 
-class _Recorder:
+def _place(entry: Entry, bases: Sequence[Base], kernel: int, numbers: Sequence[int]) -> Entry:
+    """Return an entry with addresses, and with the numbers of the kernel and its programs."""
+
+    def at(address: int) -> int:
+        return bases[address >> _BITS].address + (address & _MASK)
+
+    def accesses(found: Sequence[Access]) -> list[Access]:
+        return [
+            Access(bases[a.start >> _BITS].key, at(a.start), at(a.start) + a.end - a.start)
+            for a in found
+        ]
+
+    def plane(found: Plane) -> Plane:
+        return replace(found, address=at(found.address))
+
+    command = entry.command
+    made: Command
+    if isinstance(command, Load | Store):
+        made = replace(command, dram=at(command.dram), sram=at(command.sram), kernel=kernel)
+    elif isinstance(command, Matrix):
+        bits = command.bits_map
+        made = replace(
+            command,
+            source=plane(command.source),
+            weights=at(command.weights),
+            accumulators=at(command.accumulators),
+            bits_map=None if bits is None else plane(bits),
+            kernel=kernel,
+        )
+    else:
+        operands = tuple(replace(o, address=at(o.address)) for o in command.operands)
+        number = numbers[command.program]
+        made = replace(command, program=number, operands=operands, kernel=kernel)
+    return Entry(made, accesses(entry.reads), accesses(entry.writes))
+
+
+class Recorder:
     """Stands where an assembler does while a kernel's loops are run."""
 
     def __init__(self, template: Template) -> None:
