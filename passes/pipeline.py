@@ -12,6 +12,7 @@ from tvm import relax
 from resq_tvm.errors import CompileError
 from resq_tvm.passes.fuse import FuseKernels
 from resq_tvm.passes.lower import Lowered, lower
+from resq_tvm.passes.npu.arrangement import Arrangement
 from resq_tvm.passes.npu.lower import LoweredNpu, lower_npu
 from resq_tvm.passes.partition import Partition
 from resq_tvm.passes.schedule_opaque import ScheduleOpaque
@@ -45,6 +46,7 @@ def run_phases(
     decide: Decider | None = None,
     state_memory: str = "auto",
     cascades: str = "off",
+    find: Callable[[str], Arrangement | None] | None = None,
 ) -> Lowered:
     """Partition → fuse → lower a calibrated module; for an NPU, to its commands.
 
@@ -61,6 +63,8 @@ def run_phases(
     cascades : str
         Of an NPU: whether kernels take turns band by band of rows; ``"auto"``: where that is
         faster in the simulator.
+    find : callable, optional
+        Of an NPU: tells how tuning arranged a network (`resq_tvm.passes.npu.lower.lower_npu`).
 
     Raises
     ------
@@ -81,6 +85,7 @@ def run_phases(
             observe=observe,
             state_memory=state_memory,
             cascades=cascades,
+            find=find,
         )
     if cascades in ("on", "search"):
         raise CompileError(f"cascades are for NPUs, and {target.name} is none; leave them out")

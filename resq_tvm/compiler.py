@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from resq_tvm import bops
 from resq_tvm.artifact import Artifact, write_artifact
 from resq_tvm.errors import CompileError
+from resq_tvm.npu.arranged import finder
 from resq_tvm.npu.program import place_type
 from resq_tvm.passes.frame import join, lower_frame
 from resq_tvm.passes.held import held_outputs
 from resq_tvm.passes.lower import KernelRecord, Lowered
+from resq_tvm.passes.npu.arrangement import Arrangement
 from resq_tvm.passes.npu.lower import LoweredNpu
 from resq_tvm.passes.pipeline import Observer, dump_to, generate_code, run_phases
 from resq_tvm.passes.policy import is_dynamic
@@ -84,7 +86,8 @@ def compile(
     cascades : str
         Of an NPU: whether kernels take turns band by band of rows, so that tensors between them
         need not leave the chip. ``"on"``, ``"off"``; ``"auto"``: in the programs that the cycle
-        model then finds faster; ``"search"``: with several plans, which takes longer.
+        model then finds faster; ``"search"``: with several plans, which takes longer. With
+        ``"auto"``, a network that ``database`` has an arrangement of is compiled as that says.
     frame_program : bool
         Give an artifact that chooses bits a third program, ``frame``: a frame on its own without
         state, for frames on which residuals do not pay. Other artifacts have none, nor has an
@@ -174,6 +177,7 @@ def build(
         cascades=cascades,
         frame_program=frame_program,
         decide=decide,
+        find=finder(preset, database),
         observe=dump_to(Path(dump)) if dump is not None else None,
     )
     tell("generate code")
@@ -223,6 +227,7 @@ def lower_network(
     cascades: str = "auto",
     frame_program: bool = True,
     decide: Decider | None = None,
+    find: Callable[[str], Arrangement | None] | None = None,
     observe: Observer | None = None,
 ) -> tuple[Lowered, tuple[str, ...] | None]:
     """Lower all programs of a network.
@@ -235,6 +240,8 @@ def lower_network(
         As of `compile`.
     decide : callable, optional
         Takes the decision about every kernel; the target's rules by default.
+    find : callable, optional
+        Of an NPU: tells how tuning arranged a network (`resq_tvm.npu.arranged.finder`).
     observe : callable, optional
         Called with (phase, module) after every phase.
 
@@ -269,6 +276,7 @@ def lower_network(
         decide=decide,
         state_memory=state_memory,
         cascades=cascades,
+        find=find,
     )
     if not frame_program or not dynamic or target.npu is not None:
         return lowered, None

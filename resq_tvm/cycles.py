@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from resq_tvm.bench import amortize, amortized_bops
+from resq_tvm.errors import ConfigError
 from resq_tvm.manifest import Manifest
 
 
@@ -26,6 +27,29 @@ class ProgramCycles(Protocol):
 
     def summary(self) -> dict[str, Any]:
         """Return everything but the kernels as JSON values."""
+
+
+def checked_period(manifest: Manifest, period: int | None, keyframes: int, residuals: int) -> int:
+    """Return the period of the amortised figures: the artifact's, if none is given.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    period : int or None
+    keyframes, residuals : int
+        Frames to simulate.
+
+    Raises
+    ------
+    ConfigError
+        If one of the three is less than 1.
+    """
+    chosen = manifest.period if period is None else period
+    if min(chosen, keyframes, residuals) < 1:
+        raise ConfigError(
+            f"period {chosen}, keyframes {keyframes}, residuals {residuals}: use at least 1 of each"
+        )
+    return chosen
 
 
 P = TypeVar("P", bound=ProgramCycles)

@@ -114,7 +114,8 @@ class KernelEntry(_Open):
     """One kernel of ours: where it runs, what it is, and who decided about its schedule.
 
     ``origin`` is ``"heuristic"``, ``"record TASK"`` (a measurement), ``"only"`` (there is but
-    one schedule), or ``"cascade"`` (it takes turns with its neighbours, on an NPU).
+    one schedule), and on an NPU ``"cascade"`` (it takes turns with its neighbours) or ``"network"``
+    (tuned with the network as a whole).
     """
 
     name: str

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from resq_tvm.artifact_files import verify_files
 from resq_tvm.bench import prepare_frames
 from resq_tvm.buffers import Frame
-from resq_tvm.cycles import CycleReport
+from resq_tvm.cycles import CycleReport, checked_period
 from resq_tvm.edge.build import source_digest, write_runtime
-from resq_tvm.errors import ConfigError, FrameError, TargetError
+from resq_tvm.errors import FrameError, TargetError
 from resq_tvm.files import cache_folder
 from resq_tvm.manifest import LIBRARY_NAME, Manifest
 from resq_tvm.targets.emulated.board import EmulatedBoard, Region
@@ -188,11 +188,7 @@ def simulate(
     """
     folder = Path(artifact)
     manifest = verify_files(folder)
-    period = manifest.period if period is None else period
-    if min(period, keyframes, residuals) < 1:
-        raise ConfigError(
-            f"period {period}, keyframes {keyframes}, residuals {residuals}: use at least 1 of each"
-        )
+    period = checked_period(manifest, period, keyframes, residuals)
     preset = PRESETS.get(manifest.target.name)
     if preset is None or not preset.core:
         cores = ", ".join(p.core for p in PRESETS.values() if p.core)

@@ -13,6 +13,8 @@ from resq_tvm.artifact_files import read_kernels, target_of
 from resq_tvm.compiler import lower_network, tunable_kernels
 from resq_tvm.device import available_cpus, cpu_model, fingerprint, resolve_threads
 from resq_tvm.errors import ConfigError, TargetError
+from resq_tvm.npu.arranged import NetworkResult, tune_network
+from resq_tvm.passes.npu.search import Step
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.schedules.signature import kernel_of
 from resq_tvm.schedules.spec import FusedKernel
@@ -61,6 +63,8 @@ class TuneReport:
     device : dict
         The machine that drove the search. Times are of `fingerprint`'s device, and simulated where
         that says so.
+    network : NetworkResult or None
+        Of an NPU: what was found for the network as a whole.
     """
 
     results: list[TaskResult]
@@ -71,6 +75,7 @@ class TuneReport:
     failures: dict[str, int]
     roof: Roof | None
     device: dict[str, Any]
+    network: NetworkResult | None = None
 
     @property
     def gain(self) -> float:
@@ -108,6 +113,7 @@ class TuneReport:
             "tasks": [
                 {**describe(r), "share_of_roof": self.share_of_roof(r)} for r in self.results
             ],
+            "network": None if self.network is None else self.network.to_dict(),
             "device": self.device,
         }
 
@@ -127,6 +133,8 @@ def tune(
     seed: int = 0,
     observe: Observer | None = None,
     begin: Callable[[list[Task], Roof | None], None] | None = None,
+    network_trials: int | None = None,
+    observe_network: Callable[[Step], None] | None = None,
 ) -> TuneReport:
     """Measure schedules for the kernels of a network.
 
@@ -166,6 +174,12 @@ def tune(
         Called with a `resq_tvm.schedules.tuning.tuner.Progress` after every measurement.
     begin : callable, optional
         Called with the tasks and the roofline before the search.
+    network_trials : int, optional
+        Of an NPU: programs that were simulated in the end to tune the network as a whole, earlier
+        runs included; as many as ``trials`` by default.
+    observe_network : callable, optional
+        Of an NPU: called with a `resq_tvm.passes.npu.search.Step` after every program that was
+        simulated.
 
     Returns
     -------
@@ -184,10 +198,14 @@ def tune(
         If the boards do not answer, or every candidate fails.
     """
     preset, listed, restore = _source(source, target, state_dtype)
-    if timeout_s <= 0 or (workers is not None and workers < 1) or (trials or 0) < 0:
+    if (
+        timeout_s <= 0
+        or (workers is not None and workers < 1)
+        or min(trials or 0, network_trials or 0) < 0
+    ):
         raise ConfigError(
-            f"timeout {timeout_s:g} s, workers {workers}, trials {trials}: use more than 0, at "
-            "least 1, and at least 0"
+            f"timeout {timeout_s:g} s, workers {workers}, trials {trials}, network trials "
+            f"{network_trials}: use more than 0, at least 1, and at least 0"
         )
     place = _place(preset, threads, rpc, device)
     database = Database(Path(work_dir) / place.folder, place)
@@ -226,7 +244,20 @@ def tune(
                 observe=observe,
                 seed=seed,
             )
-            results = tuner.run(TRIALS_PER_TASK * len(tasks) if trials is None else trials)
+            wanted = TRIALS_PER_TASK * len(tasks) if trials is None else trials
+            results = tuner.run(wanted)
+        network = None
+        if preset.npu is not None and isinstance(source, QuantizedNetwork):
+            network = tune_network(
+                source,
+                preset,
+                database,
+                tasks,
+                state_dtype=state_dtype,
+                trials=wanted if network_trials is None else network_trials,
+                seed=seed,
+                observe=observe_network,
+            )
         return TuneReport(
             results,
             database.folder,
@@ -236,6 +267,7 @@ def tune(
             dict(tuner.failures),
             roof,
             fingerprint(threads),
+            network,
         )
     finally:
         database.close()

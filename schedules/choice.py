@@ -14,6 +14,7 @@ from resq_tvm.targets.preset import Target
 
 HEURISTIC = "heuristic"
 CASCADE = "cascade"
+NETWORK = "network"
 
 # Methods that do without a dot product, where the instruction set has one for that kind of layer.
 _PLAIN = {"avx512-vnni": frozenset({"taps"})}
@@ -27,8 +28,9 @@ class Chosen:
     ----------
     decision : Decision
     origin : str
-        ``"heuristic"``, ``"record TASK"`` (a measurement), ``"only"`` (there is no other), or
-        ``"cascade"`` (bands of rows, on an NPU: `resq_tvm.passes.npu.cascade`).
+        ``"heuristic"``, ``"record TASK"`` (a measurement), ``"only"`` (there is no other), and on
+        an NPU ``"cascade"`` (bands of rows: `resq_tvm.passes.npu.cascade`) or ``"network"`` (tuned
+        in the network: `resq_tvm.passes.npu.search`).
     """
 
     decision: Decision

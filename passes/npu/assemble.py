@@ -14,6 +14,7 @@ from resq_tvm.passes.npu.host import kernel_function, operator_function
 from resq_tvm.passes.npu.items import Item, ProgramItems
 from resq_tvm.schedules.npu.codegen import Assembler, Place, Run
 from resq_tvm.schedules.npu.single import tensor_place
+from resq_tvm.schedules.npu.template import Template
 from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.targets.npu.commands import (
     Command,
@@ -33,12 +34,12 @@ class ProgramWriter:
     Parameters
     ----------
     npu : Npu
-    scratch : (int, int)
-        Addresses of the SRAM that kernels' tiles may take.
+    templates : dict
+        Kernels whose loops were run before; it grows.
     """
 
-    def __init__(self, npu: Npu, scratch: tuple[int, int]) -> None:
-        self.npu, self.scratch = npu, scratch
+    def __init__(self, npu: Npu, templates: dict[Any, Template]) -> None:
+        self.npu, self._templates = npu, templates
         self.vector_programs: dict[VectorProgram, int] = {}
         self.host = relax.BlockBuilder()
         self._host_calls = 0
@@ -49,6 +50,7 @@ class ProgramWriter:
         made: Mapping[Any, Emitted],
         numbers: Mapping[str, int],
         params: Mapping[str, Place],
+        scratch: tuple[int, int],
     ) -> Program:
         """Write a program whose tensors have places.
 
@@ -61,8 +63,12 @@ class ProgramWriter:
             Kernel's name → its number.
         params : mapping
             Constant's name → its place.
+        scratch : (int, int)
+            Addresses of the SRAM that kernels' tiles may take.
         """
-        assembler = Assembler(self.scratch, self.npu.matrix.accumulator_bytes, self.vector_programs)
+        assembler = Assembler(
+            scratch, self.npu.matrix.accumulator_bytes, self.vector_programs, self._templates
+        )
         places = _Places(items, assembler)
         for var in (*items.plan.frames, *items.plan.state_in):
             places.of(var)

@@ -7,12 +7,13 @@ closely: a circular buffer holds the rows that are still to be read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Final
 
+from resq_tvm.passes.npu.arrangement import Group
 from resq_tvm.passes.npu.items import Item, ProgramItems
 from resq_tvm.passes.npu.memory import Arena, Value, keep_on_chip
-from resq_tvm.schedules.context import ceil_div
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.npu.bands import (
     Stage,
@@ -21,7 +22,7 @@ from resq_tvm.schedules.npu.bands import (
     order_of_bands,
     rows_between,
 )
-from resq_tvm.schedules.npu.context import ALIGNMENT
+from resq_tvm.schedules.npu.context import aligned
 from resq_tvm.schedules.npu.emit import Footprint
 from resq_tvm.schedules.npu.rules import decide_bands
 from resq_tvm.schedules.npu.tensors import channel_bytes
@@ -35,12 +36,14 @@ _ATTEMPTS: Final = tuple((ahead, rows) for ahead in (1, 0) for rows in (16, 8, 4
 
 @dataclass(frozen=True)
 class Cascade:
-    """Items ``first`` to ``last`` of a program, which take turns.
+    """Items that take turns.
 
     Attributes
     ----------
+    group : Group
+        Which, and how.
     turns : tuple of (int, int)
-        Item (counted from ``first``) and its band, in order.
+        Item (counted from the first) and its band, in order.
     decisions : tuple of Decision
         Of the items.
     rings : dict
@@ -49,12 +52,46 @@ class Cascade:
         Bytes that need not move between DRAM and SRAM.
     """
 
-    first: int
-    last: int
+    group: Group
     turns: tuple[Turn, ...]
     decisions: tuple[Decision, ...]
     rings: Mapping[Any, int]
     saved: int
+
+    @property
+    def first(self) -> int:
+        """The first item's number."""
+        return self.group.first
+
+    @property
+    def last(self) -> int:
+        """The last item's number."""
+        return self.group.last
+
+
+@dataclass
+class Findings:
+    """What planners of a program find that does not depend on where the state lies.
+
+    Attributes
+    ----------
+    sized : dict
+        Item, rows, what stays in SRAM, and tiles wanted → how it runs by bands and what it takes.
+    stages : dict
+        Item and rows → stage.
+    numbers : dict
+        Variable → number: a quick key.
+    passing : dict
+        First and last item → what is made and read among them alone.
+    turns : dict
+        Group → turns, and how many rows of every tensor are there at once.
+    """
+
+    sized: dict[Any, tuple[Decision, Footprint] | None] = field(default_factory=dict)
+    stages: dict[tuple[int, int], Stage] = field(default_factory=dict)
+    numbers: dict[Any, int] = field(default_factory=dict)
+    passing: dict[tuple[int, int], dict[Any, Value]] = field(default_factory=dict)
+    turns: dict[Group, tuple[tuple[Turn, ...], Mapping[Any, int]]] = field(default_factory=dict)
 
 
 class Planner:
@@ -69,17 +106,22 @@ class Planner:
         Addresses of the SRAM for tensors.
     working : int
         Bytes of the SRAM for constants and tiles.
+    findings : Findings
+        Of planners of the same program for the same target; they grow.
     """
 
     def __init__(
-        self, program: ProgramItems, target: Target, arena: tuple[int, int], working: int
+        self,
+        program: ProgramItems,
+        target: Target,
+        arena: tuple[int, int],
+        working: int,
+        findings: Findings,
     ) -> None:
         self.program, self.target, self.arena, self.working = program, target, arena, working
         self._viewed = {program.root(v) for v in program.views}
-        self._known: dict[Any, tuple[Decision, Footprint] | None] = {}
+        self._found = findings
         self._cascades: dict[tuple[int, int], Cascade | None] = {}
-        self._stages: dict[tuple[int, int], Stage] = {}
-        self._numbers: dict[Any, int] = {}
         self._attempts: dict[int, int] = {}  # first item → what the cascade before came to
         self._outside = self._left_outside()
 
@@ -142,20 +184,41 @@ class Planner:
 
     def cascade(self, first: int, last: int) -> Cascade | None:
         """Return the cascade of items ``first`` to ``last`` with the largest bands that fit."""
-        items = self.program.items[first : last + 1]
-        passing = self._passing(first, last)
-        highest = max(i.kernel.h for i in items if i.kernel is not None)
         # What does not fit does not fit with one more kernel either.
         for attempt in range(self._attempts.get(first, 0), len(_ATTEMPTS)):
             ahead, rows = _ATTEMPTS[attempt]
-            found = self._with_bands(first, items, passing, rows / highest, ahead)
+            found = self.banded(Group(first, last, rows, ahead))
             if found is not None:
                 self._attempts[first] = attempt
                 return found
         return None
 
+    def banded(
+        self, group: Group, tiles: Mapping[int, Decision] = MappingProxyType({})
+    ) -> Cascade | None:
+        """Return the cascade of a group, if it can run so and fits.
+
+        Parameters
+        ----------
+        group : Group
+        tiles : mapping
+            Item → the columns and channels that its tiles have at most.
+        """
+        if not 0 <= group.first < group.last < len(self.program.items):
+            return None
+        items = self.program.items[group.first : group.last + 1]
+        if not all(map(self._may_take_turns, items)):
+            return None
+        return self._with_bands(group, items, self._passing(group.first, group.last), tiles)
+
     def _passing(self, first: int, last: int) -> dict[Any, Value]:
         """Return the tensors that are made and read among these items alone."""
+        key = (first, last)
+        if key not in self._found.passing:
+            self._found.passing[key] = self._find_passing(first, last)
+        return self._found.passing[key]
+
+    def _find_passing(self, first: int, last: int) -> dict[Any, Value]:
         return {
             var: value
             for var, value in self.program.values.items()
@@ -170,13 +233,14 @@ class Planner:
 
     def _with_bands(
         self,
-        first: int,
+        group: Group,
         items: Sequence[Item],
         passing: Mapping[Any, Value],
-        part: float,
-        ahead: int,
+        tiles: Mapping[int, Decision],
     ) -> Cascade | None:
-        """Return the cascade whose bands are this part of a plane each, if it fits."""
+        """Return the cascade in bands of as large a part of every plane, if it fits."""
+        first = group.first
+        part = group.rows / max(i.kernel.h for i in items if i.kernel is not None)
         stages, decisions = [], []
         kept = widest = 0
         room = self.arena[1] - self.arena[0]
@@ -191,7 +255,8 @@ class Planner:
                 for s, v in zip((*kernel.inputs, *kernel.outputs), (*reads, *writes), strict=True)
                 if v in passing
             }
-            sized = self._sized(first + number, kernel, rows, frozenset(inside))
+            wanted = tiles.get(first + number)
+            sized = self._sized(first + number, kernel, rows, frozenset(inside), wanted)
             if sized is None:
                 return None
             decision, taken = sized
@@ -200,16 +265,17 @@ class Planner:
             decisions.append(decision)
         if kept + widest > self.working or self._least_rings(items, passing, part) > room:
             return None
-        turns = order_of_bands(stages, ahead)
-        between = rows_between(stages, turns)
+        if group not in self._found.turns:
+            order = order_of_bands(stages, group.ahead)
+            self._found.turns[group] = tuple(order), rows_between(stages, order)
+        turns, between = self._found.turns[group]
         rings = {v: min(between[self._number(v)], value.spec.h) for v, value in passing.items()}
         if sum(_ring_bytes(value.spec, rings[v]) for v, value in passing.items()) > room:
             return None
         saved = sum(
             value.nbytes * (1 + value.readers) for v, value in passing.items() if v in self._outside
         )
-        last = first + len(items) - 1
-        return Cascade(first, last, tuple(turns), tuple(decisions), rings, saved)
+        return Cascade(group, turns, tuple(decisions), rings, saved)
 
     def _least_rings(self, items: Sequence[Item], passing: Mapping[Any, Value], part: float) -> int:
         """Return the bytes that circular buffers take at least: a band of each tensor."""
@@ -228,26 +294,33 @@ class Planner:
     def _stage(self, index: int, item: Item, rows: int) -> Stage:
         """Return an item in bands of so many rows; its tensors are numbers: quick keys."""
         key = (index, rows)
-        if key not in self._stages:
+        if key not in self._found.stages:
             assert item.kernel is not None
             reads, writes = (
                 tuple(self._number(self.program.root(v)) for v in tensors)
                 for tensors in (item.reads, item.results)
             )
-            self._stages[key] = Stage(item.kernel, rows, reads, writes)
-        return self._stages[key]
+            self._found.stages[key] = Stage(item.kernel, rows, reads, writes)
+        return self._found.stages[key]
 
     def _number(self, var: Any) -> int:
-        return self._numbers.setdefault(var, len(self._numbers))
+        return self._found.numbers.setdefault(var, len(self._found.numbers))
 
     def _sized(
-        self, index: int, kernel: FusedKernel, rows: int, inside: frozenset[str]
+        self,
+        index: int,
+        kernel: FusedKernel,
+        rows: int,
+        inside: frozenset[str],
+        wanted: Decision | None,
     ) -> tuple[Decision, Footprint] | None:
         """Return how a kernel runs by bands and what it takes; None if it cannot."""
-        key = (index, rows, inside)
-        if key not in self._known:
-            self._known[key] = decide_bands(_resident(kernel, inside), rows, self.target)
-        return self._known[key]
+        key = (index, rows, inside, wanted)
+        if key not in self._found.sized:
+            self._found.sized[key] = decide_bands(
+                _resident(kernel, inside), rows, self.target, wanted
+            )
+        return self._found.sized[key]
 
 
 def _links(cascades: Sequence[Cascade]) -> int:
@@ -268,8 +341,7 @@ def _resident(kernel: FusedKernel, names: frozenset[str]) -> FusedKernel:
 
 
 def _ring_bytes(spec: TensorSpec, rows: int) -> int:
-    nbytes = rows * spec.w * int(channel_bytes(spec, spec.c))
-    return ceil_div(nbytes, ALIGNMENT) * ALIGNMENT
+    return aligned(rows * spec.w * int(channel_bytes(spec, spec.c)))
 
 
 def place_cascades(program: ProgramItems, cascades: Sequence[Cascade], arena: Arena) -> None:

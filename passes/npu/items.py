@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,13 @@ class ProgramItems:
             self._add(item, hosts | outside)
         self.values = self._values()
         self.cascades: list[Cascade] = []
+
+    def fresh(self) -> ProgramItems:
+        """Return the same items with tensors of their own, which have no places yet."""
+        made = copy(self)
+        made.values = {v: replace(value) for v, value in self.values.items()}
+        made.cascades = []
+        return made
 
     def root(self, var: Any) -> Any:
         """Return the variable that owns a variable's bytes."""

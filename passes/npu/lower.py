@@ -14,11 +14,12 @@ import tvm
 
 from resq_tvm.errors import CompileError
 from resq_tvm.passes.fuse import FuseKernels
-from resq_tvm.passes.npu.cascade import LENGTHS, Cascade
-from resq_tvm.passes.npu.lowering import LoweredNpu, Lowering, Plans
+from resq_tvm.passes.npu.arrangement import Arrangement, ProgramArrangement
+from resq_tvm.passes.npu.cascade import LENGTHS, Planner
+from resq_tvm.passes.npu.lowering import LoweredNpu, Lowering, Source
 from resq_tvm.passes.npu.support import absent_operators
 from resq_tvm.passes.partition import Partition
-from resq_tvm.schedules.choice import Decider, by_rules
+from resq_tvm.schedules.choice import NETWORK, Chosen, Decider, by_rules
 from resq_tvm.targets.npu.timing import simulate
 from resq_tvm.targets.preset import Target
 
@@ -34,6 +35,7 @@ def lower_npu(
     observe: Any = None,
     state_memory: str = "auto",
     cascades: str = "off",
+    find: Callable[[str], Arrangement | None] | None = None,
 ) -> LoweredNpu:
     """Partition, fuse and lower a calibrated module.
 
@@ -57,58 +59,91 @@ def lower_npu(
         Let kernels take turns band by band where that keeps tensors out of DRAM
         (`resq_tvm.passes.npu.cascade`): ``"on"``, ``"off"``; ``"auto"``: in those programs that
         the cycle model then finds faster; ``"search"``: tries cascades of several lengths.
+    find : callable, optional
+        Returns the arrangement that tuning found for a network, by its key (`Source.key`); it
+        counts with ``cascades="auto"``.
 
     Raises
     ------
     CompileError
         If something cannot run there (all of it is listed), or does not fit.
     """
-    see = observe or (lambda _phase, _mod: None)
-    see("calibrated", mod)
-    partition: Any = Partition(state_dtype, False)
-    mod = partition(mod)
-    see("partitioned", mod)
-    assert target.npu is not None
-    fuse: Any = FuseKernels(absent_operators(target.npu))
-    mod = fuse(mod)
-    see("fused", mod)
     if cascades not in CASCADES:
         raise CompileError(f"cascades {cascades!r} is unknown; use {', '.join(CASCADES)}")
-
-    def lowering(plans: Plans) -> LoweredNpu:
-        return Lowering(mod, target, decide or by_rules(target), state_memory, plans).run()
-
-    if cascades == "off":
-        lowered = lowering({})
+    see = observe or (lambda _phase, _mod: None)
+    source = read_source(
+        mod,
+        target,
+        state_dtype=state_dtype,
+        decide=decide or by_rules(target),
+        state_memory=state_memory,
+        observe=see,
+    )
+    recorded = None if find is None or cascades != "auto" else find(source.key)
+    if recorded is not None:
+        source.decide = _in_network(target)
+        lowered = Lowering(source, recorded).run()
+    elif cascades == "off":
+        lowered = Lowering(source, Arrangement()).run()
     else:
-        scout = Lowering(mod, target, decide or by_rules(target), state_memory, {})
-        lengths = LENGTHS if cascades == "search" else LENGTHS[:1]
-        lowered = _fastest(lowering, scout.plans(lengths), target, cascades != "on")
+        plans = arrangements(source, LENGTHS if cascades == "search" else LENGTHS[:1])
+        lowered = Lowering(source, plans[0]).run() if cascades == "on" else _fastest(source, plans)
     see("lowered", lowered.module)
     return lowered
 
 
-def _fastest(
-    lowering: Callable[[Plans], LoweredNpu], plans: Sequence[Plans], target: Target, measured: bool
-) -> LoweredNpu:
-    """Return the network with the plans that take every program the fewest simulated cycles.
-
-    Without ``measured``: with the first.
-    """
-    if not measured:
-        return lowering(plans[0])
+def read_source(
+    mod: tvm.IRModule,
+    target: Target,
+    *,
+    state_dtype: str,
+    decide: Decider,
+    state_memory: str,
+    observe: Callable[[str, tvm.IRModule], None] = lambda _phase, _mod: None,
+) -> Source:
+    """Partition and fuse a calibrated module, and read its programs; as of `lower_npu`."""
+    observe("calibrated", mod)
+    partition: Any = Partition(state_dtype, False)
+    mod = partition(mod)
+    observe("partitioned", mod)
     assert target.npu is not None
-    best = lowering({})
-    cycles = {n: simulate(target.npu, best.stream, n).cycles for n in best.stream.programs}
-    chosen: dict[str, Sequence[Cascade]] = {}
+    fuse: Any = FuseKernels(absent_operators(target.npu))
+    mod = fuse(mod)
+    observe("fused", mod)
+    return Source(mod, target, decide, state_memory)
+
+
+def _in_network(target: Target) -> Decider:
+    """Return who decides what an arrangement leaves open: the rules, which won there."""
+    rules = by_rules(target)
+    return lambda kernel: Chosen(rules(kernel).decision, NETWORK)
+
+
+def arrangements(source: Source, lengths: Sequence[int]) -> list[Arrangement]:
+    """Return arrangements in cascades of at most these lengths, one for each."""
+    planners = {name: source.planner(name, Arrangement()) for name in source.names}
+
+    def part(planner: Planner, longest: int) -> ProgramArrangement:
+        return ProgramArrangement(tuple(c.group for c in planner.plan(longest)))
+
+    return [Arrangement({n: part(p, longest) for n, p in planners.items()}) for longest in lengths]
+
+
+def _fastest(source: Source, plans: Sequence[Arrangement]) -> LoweredNpu:
+    """Return the network with what takes every program the fewest simulated cycles."""
+    npu = source.target.npu
+    assert npu is not None
+    best = Lowering(source, Arrangement()).run()
+    cycles = {n: simulate(npu, best.stream, n).cycles for n in source.names}
+    chosen: dict[str, ProgramArrangement] = {}
     mixed = False  # whether ``chosen`` was never lowered as a whole
     for plan in plans:
-        tried = lowering(plan)
-        found = {n: simulate(target.npu, tried.stream, n).cycles for n in cycles}
+        tried = Lowering(source, plan).run()
+        found = {n: simulate(npu, tried.stream, n).cycles for n in cycles}
         if all(found[name] < cycles[name] for name in cycles):
-            best, cycles, chosen, mixed = tried, found, dict(plan), False
+            best, cycles, chosen, mixed = tried, found, dict(plan.programs), False
             continue
         for name in cycles:
             if found[name] < cycles[name]:
-                cycles[name], chosen[name], mixed = found[name], plan[name], True
-    return lowering(chosen) if mixed else best
+                cycles[name], chosen[name], mixed = found[name], plan.program(name), True
+    return Lowering(source, Arrangement(chosen)).run() if mixed else best

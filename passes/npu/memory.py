@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from resq_tvm.schedules.npu.context import ALIGNMENT
+from resq_tvm.schedules.npu.context import aligned
 from resq_tvm.schedules.npu.tensors import tensor_bytes
 from resq_tvm.schedules.spec import TensorSpec
 
@@ -61,7 +61,7 @@ class Arena:
 
     def place(self, nbytes: int, first: int, last: int) -> int | None:
         """Return the lowest address that is free from ``first`` to ``last``, or None."""
-        size = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        size = aligned(nbytes)
         address = self.begin
         rivals = sorted(t for t in self.taken if t[2] <= last and first <= t[3])
         for start, stop, _, _ in rivals:

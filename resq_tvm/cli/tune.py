@@ -29,6 +29,8 @@ from resq_tvm.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from resq_tvm.npu.arranged import NetworkResult
+    from resq_tvm.passes.npu.search import Step
     from resq_tvm.quantize.qnet import QuantizedNetwork
     from resq_tvm.schedules.tuning.roof import Roof
     from resq_tvm.schedules.tuning.tasks import Task
@@ -65,6 +67,15 @@ def tune(
         int | None,
         typer.Option(
             "--trials", min=0, help="Candidates on record in the end; 40 per task by default."
+        ),
+    ] = None,
+    network_trials: Annotated[
+        int | None,
+        typer.Option(
+            "--network-trials",
+            min=0,
+            help="Of an NPU: programs simulated in the end to tune the network as a whole; as "
+            "many as --trials by default.",
         ),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads per kernel.")] = 1,
@@ -107,7 +118,8 @@ def tune(
 
     Ctrl-C, or worse, loses no finished measurement: the same command goes on. MODEL may be a .qnet
     folder or an artifact OUT.resq; otherwise it is calibrated, on generated frames by default:
-    times do not depend on scales.
+    times do not depend on scales. For an NPU the network is then tuned as a whole, too: tiles,
+    cascades, and what stays on the chip.
     """
     from resq_tvm.files import check_writable
     from resq_tvm.processing.config import load_processing
@@ -121,6 +133,7 @@ def tune(
         work_dir=work_dir,
         target=target,
         trials=trials,
+        network_trials=network_trials,
         threads=threads,
         workers=workers,
         timeout=timeout,
@@ -170,7 +183,7 @@ def tune(
         )
     from resq_tvm.tuning import tune as tune_network
 
-    with _live(console) as (begin, observe):
+    with _live(console) as (begin, observe, show_step):
         try:
             report = tune_network(
                 source,
@@ -186,6 +199,8 @@ def tune(
                 seed=seed,
                 observe=observe,
                 begin=begin,
+                network_trials=network_trials,
+                observe_network=show_step,
             )
         except KeyboardInterrupt:
             console.say(f"stopped: what was measured is in {work_dir}; the same command goes on")
@@ -206,6 +221,7 @@ def tune(
             ("geometric mean gain", report.gain),
             (f"kernels over a period, heuristic {unit}", before),
             (f"kernels over a period, best {unit}", after),
+            *_network_rows(report.network),
         ]
         out.print(table(("", ""), rows))
 
@@ -236,13 +252,33 @@ def _table(
     return table(tuple(names), cells)
 
 
+def _network_rows(network: NetworkResult | None) -> list[tuple[str, str]]:
+    """Return what tuning the network as a whole found."""
+    if network is None:
+        return []
+    rows = [
+        (
+            f"{name}, simulated cycles",
+            f"{network.best[name]} (untuned {network.untuned[name]}, without cascades "
+            f"{network.default[name]})",
+        )
+        for name in network.best
+    ]
+    return [("network trials", f"{network.trials}, {network.on_record} on record"), *rows]
+
+
 def _percent(share: float | None) -> str | None:
     return None if share is None else f"{share:.0%}"
 
 
 @contextmanager
-def _live(console: Console) -> Iterator[tuple[Callable[..., None], Callable[[Progress], None]]]:
-    """Yield what shows the search: a table on a terminal, a line now and then otherwise."""
+def _live(
+    console: Console,
+) -> Iterator[tuple[Callable[..., None], Callable[[Progress], None], Callable[[Step], None]]]:
+    """Yield what shows the search: a table on a terminal, a line now and then otherwise.
+
+    That is what begins it, what shows its kernels, and what shows the whole network.
+    """
     roof: Roof | None = None
     shown = 0.0
 
@@ -265,8 +301,12 @@ def _live(console: Console) -> Iterator[tuple[Callable[..., None], Callable[[Pro
         if due(_SECONDS_BETWEEN_LINES):
             console.say(_headline(progress))
 
+    def step_line(step: Step) -> None:
+        if due(_SECONDS_BETWEEN_LINES):
+            console.say(_step_text(step))
+
     if console.as_json or not sys.stderr.isatty():
-        yield begin, line
+        yield begin, line, step_line
         return
     from rich.console import Console as RichConsole
     from rich.console import Group
@@ -285,7 +325,20 @@ def _live(console: Console) -> Iterator[tuple[Callable[..., None], Callable[[Pro
                 shown_table = _table(results, known, _ROWS, progress.simulated)
                 live.update(Group(_headline(progress), shown_table), refresh=True)
 
-        yield begin, redraw
+        def redraw_step(step: Step) -> None:
+            if due(_SECONDS_BETWEEN_TABLES):
+                live.update(_step_text(step), refresh=True)
+
+        yield begin, redraw, redraw_step
+
+
+def _step_text(step: Step) -> str:
+    pace = step.trials / max(step.seconds, 1e-9)
+    best = ", ".join(
+        f"{n} {c} of {step.first.get(n, c)} simulated cycles" for n, c in step.cycles.items()
+    )
+    left = cell((step.most - step.trials) / max(pace, 1e-9))
+    return f"network: {step.trials}/{step.most} ({pace:.1f}/s, ETA {left} s)  {best}"
 
 
 def _headline(progress: Progress) -> str:

@@ -19,8 +19,8 @@ from resq_tvm.artifact import Artifact
 from resq_tvm.artifact_files import verify_files
 from resq_tvm.bench import prepare_frames
 from resq_tvm.buffers import Buffers, Frame
-from resq_tvm.cycles import CycleReport
-from resq_tvm.errors import ConfigError, TargetError
+from resq_tvm.cycles import CycleReport, checked_period
+from resq_tvm.errors import TargetError
 from resq_tvm.keyframes import Program as Kind
 from resq_tvm.npu.program import NpuProgram, read_program
 from resq_tvm.programs import Programs
@@ -254,11 +254,7 @@ def simulate(
     """
     folder = Path(artifact)
     manifest = verify_files(folder)
-    period = manifest.period if period is None else period
-    if min(period, keyframes, residuals) < 1:
-        raise ConfigError(
-            f"period {period}, keyframes {keyframes}, residuals {residuals}: use at least 1 of each"
-        )
+    period = checked_period(manifest, period, keyframes, residuals)
     if not manifest.is_npu:
         raise TargetError(
             f"artifact {str(folder)!r} is for target {manifest.target.name}, which is no NPU; "

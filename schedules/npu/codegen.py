@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules.npu.hazards import Hazards
-from resq_tvm.schedules.npu.kernel_run import Base, KernelRun, Place
+from resq_tvm.schedules.npu.kernel_run import Base, Place
+from resq_tvm.schedules.npu.template import Template
 from resq_tvm.targets.npu.commands import (
     Command,
     VectorProgram,
@@ -27,13 +30,20 @@ class Assembler:
         Bytes of the accumulator memory.
     programs : dict
         Vector programs known so far → their numbers; it grows.
+    templates : dict, optional
+        Kernels whose loops were run before; it grows.
     """
 
     def __init__(
-        self, scratch: tuple[int, int], accumulators: int, programs: dict[VectorProgram, int]
+        self,
+        scratch: tuple[int, int],
+        accumulators: int,
+        programs: dict[VectorProgram, int],
+        templates: dict[Any, Template] | None = None,
     ) -> None:
         self._scratch, self._accumulators = scratch, accumulators
         self._programs = programs
+        self._templates = {} if templates is None else templates
         self.hazards = Hazards()
         self.commands: list[Command] = []
         self._upwards = True
@@ -50,11 +60,11 @@ class Assembler:
         places : sequence of Place
             Of the function's parameters.
         """
-        run = KernelRun(self, func, number, places)
+        placing = self._placing((func, number, places), 0)
         # Neighbours take memory from opposite ends, so that the next one can begin early.
-        run.allocate(self._upwards)
+        placing.allocate(self.limits, self._upwards)
         self._upwards = not self._upwards
-        run.execute()
+        self._write(placing, 0)
 
     def cascade(self, kernels: Sequence[Run], order: Iterable[tuple[int, int]]) -> None:
         """Append the commands of kernels that take turns, band by band of rows.
@@ -71,22 +81,28 @@ class Assembler:
         CompileError
             If their constants and tiles do not fit into the SRAM together.
         """
-        runs = [KernelRun(self, *kernel) for kernel in kernels]
-        bands = [0] * len(runs)
         order = list(order)
-        for kernel, _ in order:
-            bands[kernel] += 1
-        for run, count in zip(runs, bands, strict=True):
-            run.split(count)
+        bands = Counter(kernel for kernel, _ in order)
+        runs = [self._placing(kernel, bands[n]) for n, kernel in enumerate(kernels)]
         _allocate_together(runs, self.limits["sram"])
         for number, run in enumerate(runs):
-            run.allocate(number % 2 == 0, ("acc",))
+            run.allocate(self.limits, number % 2 == 0, ("acc",))
         for kernel, band in order:
-            runs[kernel].band(band)
+            self._write(runs[kernel], band)
 
-    def intern(self, program: VectorProgram) -> int:
-        """Return the number of a vector program."""
-        return self._programs.setdefault(program, len(self._programs))
+    def _placing(self, run: Run, bands: int) -> _Placing:
+        func, number, places = run
+        key = (func, bands)
+        if key not in self._templates:
+            self._templates[key] = Template(func, places, bands)
+        return _Placing(self._templates[key], number, places)
+
+    def _write(self, run: _Placing, turn: int) -> None:
+        """Append the commands of a turn."""
+        bases = tuple(run.bases[n] for n in range(len(run.bases)))
+        for entry in run.template.placed(turn, bases, run.number, self._programs):
+            waits = self.hazards.command(entry.command.engine, entry.reads, entry.writes)
+            self.commands.append(replace(entry.command, waits=waits))
 
     @property
     def limits(self) -> dict[str, tuple[int, int]]:
@@ -94,24 +110,53 @@ class Assembler:
         return {"sram": self._scratch, "acc": (0, self._accumulators)}
 
 
-def _allocate_together(runs: Sequence[KernelRun], limits: tuple[int, int]) -> None:
+class _Placing:
+    """A kernel's template with the addresses of its parameters and, soon, of its tiles."""
+
+    def __init__(self, template: Template, number: int, places: Sequence[Place]) -> None:
+        self.template, self.number = template, number
+        self.bases = {n: Base(p.memory, p.address, p.key) for n, p in enumerate(places)}
+
+    def allocate(
+        self,
+        limits: Mapping[str, tuple[int, int]],
+        upwards: bool,
+        memories: Sequence[str] = ("sram", "acc"),
+    ) -> None:
+        """Give every tile buffer of these memories an address."""
+        used = {"sram": 0, "acc": 0}
+        for buffer, memory, size in self.template.buffers:
+            if memory not in memories:
+                continue
+            first, last = limits[memory]
+            address = first + used[memory] if upwards else last - used[memory] - size
+            used[memory] += size
+            if used[memory] > last - first:
+                raise CompileError(
+                    f"kernel {self.template.name}: tiles take {used[memory]} bytes "
+                    f"of {memory}, {last - first} are there; use smaller tiles"
+                )
+            self.bases[buffer] = Base(memory, address, memory)
+
+
+def _allocate_together(runs: Sequence[_Placing], limits: tuple[int, int]) -> None:
     """Give kernels that take turns SRAM: constants for good, tiles one after the other in turn."""
     first, last = limits
-    passing: list[tuple[KernelRun, Any, int]] = []
+    passing: list[tuple[_Placing, int, int]] = []
     for run in runs:
-        kept = run.kept()
-        for buffer, memory, size in run.buffers():
+        for buffer, memory, size in run.template.buffers:
             if memory != "sram":
                 continue
-            if buffer in kept:
+            if buffer in run.template.kept:
                 run.bases[buffer] = Base("sram", first, "sram")
                 first += size
             else:
                 passing.append((run, buffer, size))
     widest = max((sum(size for own, _, size in passing if own is run) for run in runs), default=0)
     if first + widest > last:
+        names = f"{runs[0].template.name} to {runs[-1].template.name}"
         raise CompileError(
-            f"cascade from kernel {runs[0].name} to {runs[-1].name}: constants and tiles take "
+            f"cascade from kernel {names}: constants and tiles take "
             f"{first + widest - limits[0]} bytes of sram, {last - limits[0]} are there; "
             "use smaller bands or compile without cascades"
         )

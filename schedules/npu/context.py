@@ -21,20 +21,25 @@ from resq_tvm.targets.npu.description import Npu
 from resq_tvm.targets.preset import Target
 
 
+ALIGNMENT = 64  # bytes: slots begin at whole bursts
+_MANY = 4  # copies of small tiles
+_ENOUGH = 512 << 10  # bytes for tiles, where that is not more than half of the memory
+
+
 def skips_tiles(kernel: FusedKernel) -> bool:
     """Return whether a kernel skips the tiles whose inputs show no difference."""
     return kernel.sparse is not None and not kernel.sparse.everywhere
 
 
-ALIGNMENT = 64  # bytes: slots begin at whole bursts
-
-
-_MANY = 4  # copies of small tiles
-_ENOUGH = 512 << 10  # bytes for tiles, where that is not more than half of the memory
+def aligned(nbytes: int) -> int:
+    """Return bytes rounded up to `ALIGNMENT`: what a tensor or a tile takes of a memory."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def working_bytes(npu: Npu) -> int:
     """Return the bytes of SRAM that a kernel's tiles may take; tensors stay in the rest."""
+    if npu.sram.tile_bytes:
+        return npu.sram.tile_bytes
     return max(npu.sram.bytes // 4, min(npu.sram.bytes // 2, _ENOUGH))
 
 
@@ -129,7 +134,7 @@ class NpuContext:
 
         ``kept``: what they hold is loaded once, before the first tile.
         """
-        size = max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
+        size = max(ALIGNMENT, aligned(size))
         self.sram_bytes += size * count
         self.kept_bytes += size * count if kept else 0
         buffer = self.code.allocate(size * count, "uint8", name, SRAM)
@@ -138,7 +143,7 @@ class NpuContext:
     def accumulators(self, elements: int, count: int) -> Slots:
         """Allocate ``count`` tiles of int32 accumulators."""
         size = 4 * elements
-        self.accumulator_bytes += ceil_div(size * count, ALIGNMENT) * ALIGNMENT
+        self.accumulator_bytes += aligned(size * count)
         buffer = self.code.allocate(size * count, "uint8", "acc", ACCUMULATORS)
         return Slots(buffer.data, size, count)
 

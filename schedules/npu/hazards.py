@@ -35,7 +35,7 @@ def _merge(counts: Counts, more: Counts) -> None:
         _raise(counts, engine, count)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Interval:
     """Bytes with who wrote and read them last."""
 
@@ -65,21 +65,24 @@ class _Scratch:
     def read(self, start: int, end: int, engine: Engine, count: int) -> Counts:
         waits: Counts = {}
         for interval in self._intervals:
-            if interval.overlaps(start, end):
-                _merge(waits, interval.written)
-                _raise(interval.read, engine, count)
+            if interval.start < end and start < interval.end:
+                for writer, number in interval.written.items():
+                    if waits.get(writer, 0) < number:
+                        waits[writer] = number
+                interval.read[engine] = count  # counts only rise
         return waits
 
     def write(self, start: int, end: int, engine: Engine, count: int) -> Counts:
         waits: Counts = {}
         kept = []
         for interval in self._intervals:
-            if interval.overlaps(start, end):
-                _merge(waits, interval.written)
-                _merge(waits, interval.read)
-                kept += interval.outside(start, end)
-            else:
+            if interval.start >= end or start >= interval.end:
                 kept.append(interval)
+                continue
+            _merge(waits, interval.written)
+            _merge(waits, interval.read)
+            if interval.start < start or end < interval.end:
+                kept += interval.outside(start, end)
         kept.append(_Interval(start, end, {engine: count}))
         self._intervals = kept
         return waits

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 
 from resq_tvm.errors import CompileError
-from resq_tvm.schedules.npu.context import ALIGNMENT
+from resq_tvm.schedules.npu.context import aligned
 from resq_tvm.schedules.npu.expressions import Values, number_of
 from resq_tvm.schedules.npu.hazards import Access
 from resq_tvm.schedules.npu.intrinsics import ACCUMULATORS, LOAD, MATRIX, PROGRAMS, STORE, VECTOR
@@ -27,7 +27,7 @@ from resq_tvm.targets.npu.commands import (
 )
 
 if TYPE_CHECKING:
-    from resq_tvm.schedules.npu.codegen import Assembler
+    from resq_tvm.schedules.npu.template import Recorder
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,22 @@ class Base:
 
     memory: str
     address: int
-    key: str | None  # of the tensor; "sram" or "acc" for tiles; None: a constant
+    key: Hashable  # of the tensor; "sram" or "acc" for tiles; None: a constant
 
 
 class KernelRun:
-    """Runs the loops of one kernel's PrimFunc and appends its commands.
+    """Runs the loops of one kernel's PrimFunc and records its commands.
 
     Parameters
     ----------
-    assembler : Assembler
+    out : Recorder
         Where the commands go.
     func, number, places
-        As of `Assembler.kernel`.
+        As of `resq_tvm.schedules.npu.codegen.Assembler.kernel`.
     """
 
-    def __init__(
-        self, assembler: Assembler, func: Any, number: int, places: Sequence[Place]
-    ) -> None:
-        self.out, self.func, self.number = assembler, func, number
+    def __init__(self, out: Recorder, func: Any, number: int, places: Sequence[Place]) -> None:
+        self.out, self.func, self.number = out, func, number
         self.bases: dict[Any, Base] = {
             var: Base(place.memory, place.address, place.key)
             for var, place in zip(func.params, places, strict=True)
@@ -91,23 +89,7 @@ class KernelRun:
             if isinstance(statement, tirx.AllocBuffer):
                 buffer = statement.buffer
                 memory = "acc" if buffer.scope() == ACCUMULATORS else "sram"
-                yield buffer, memory, -(-int(buffer.shape[0]) // ALIGNMENT) * ALIGNMENT
-
-    def allocate(self, upwards: bool, memories: Sequence[str] = ("sram", "acc")) -> None:
-        """Give every tile buffer of these memories an address."""
-        used = {"sram": 0, "acc": 0}
-        for buffer, memory, size in self.buffers():
-            if memory not in memories:
-                continue
-            first, last = self.out.limits[memory]
-            address = first + used[memory] if upwards else last - used[memory] - size
-            used[memory] += size
-            if used[memory] > last - first:
-                raise CompileError(
-                    f"kernel {self.name}: tiles take {used[memory]} bytes "
-                    f"of {memory}, {last - first} are there; use smaller tiles"
-                )
-            self.bases[buffer] = Base(memory, address, memory)
+                yield buffer, memory, aligned(int(buffer.shape[0]))
 
     def execute(self) -> None:
         """Run the loops."""

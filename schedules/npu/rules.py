@@ -93,7 +93,7 @@ def _small_tiles(kernel: FusedKernel, decision: Decision, npu: Npu) -> Decision:
 
 
 def decide_bands(
-    kernel: FusedKernel, rows: int, target: Target
+    kernel: FusedKernel, rows: int, target: Target, wanted: Decision | None = None
 ) -> tuple[Decision, Footprint] | None:
     """Return a decision with tiles of so many rows and what it takes; None if none fits.
 
@@ -103,6 +103,8 @@ def decide_bands(
     rows : int
     target : Target
         An NPU.
+    wanted : Decision, optional
+        Columns and channels of a tile are at most its own.
     """
     assert target.npu is not None
     blocks = ceil_div(kernel.c, target.npu.matrix.outputs)
@@ -112,6 +114,9 @@ def decide_bands(
         min(blocks, _BLOCKS) if is_conv else blocks, inner_o=True, parallel=False,
     )  # fmt: skip
     narrowest = _least_blocks(kernel, target.npu) if is_conv else blocks
+    if wanted is not None:
+        tile_x, tile_o = min(wanted.tile_x, kernel.w), min(wanted.tile_o, blocks)
+        decision = replace(decision, tile_x=tile_x, tile_o=tile_o if is_conv else blocks)
     while True:
         taken = footprint(kernel, decision, target)
         if taken is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.npu.codegen import Assembler, Place
-from resq_tvm.schedules.npu.context import ALIGNMENT, working_bytes
+from resq_tvm.schedules.npu.context import aligned, working_bytes
 from resq_tvm.schedules.npu.emit import emit_npu
 from resq_tvm.schedules.npu.tensors import format_of, tensor_bytes
 from resq_tvm.schedules.spec import FusedKernel, TensorSpec
@@ -80,7 +80,7 @@ def lay_out(
 
     def take(memory: str, nbytes: int) -> int:
         address = sizes[memory]
-        sizes[memory] += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        sizes[memory] += aligned(nbytes)
         return address
 
     tensors: dict[str, TensorPlace] = {}

@@ -300,10 +300,15 @@ def open_records(path: Path, fingerprint: Fingerprint) -> Database:
     ConfigError
         If there are no records of that fingerprint.
     """
+    return Database(records_folder(path, fingerprint), fingerprint, read_only=True)
+
+
+def records_folder(path: Path, fingerprint: Fingerprint) -> Path:
+    """Return the folder of a fingerprint's records; parameters and errors as of `open_records`."""
     if (path / FINGERPRINT_NAME).exists():
-        return Database(path, fingerprint, read_only=True)
+        return path
     if (path / fingerprint.folder).exists():
-        return Database(path / fingerprint.folder, fingerprint, read_only=True)
+        return path / fingerprint.folder
     present = ", ".join(str(f) for f in fingerprints_in(path)) or "none at all"
     raise ConfigError(
         f"records {str(path)!r} hold nothing for {fingerprint}, but {present}; tune for it, or "

@@ -13,7 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from resq_tvm.errors import TargetError
 
@@ -112,11 +119,21 @@ class VectorUnit(_Part):
 
 
 class Sram(_Part):
-    """On-chip memory: size, and the bytes per cycle that its banks deliver to the matrix unit."""
+    """On-chip memory: size, and the bytes per cycle that its banks deliver to the matrix unit.
+
+    ``tile_bytes`` of it are for the tiles of kernels; 0: as many as the compiler's rule says.
+    """
 
     bytes: Annotated[int, Field(ge=1024)]
     banks: Count
     bank_bytes_per_cycle: Count
+    tile_bytes: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> Sram:
+        if self.tile_bytes >= self.bytes:
+            raise ValueError(f"tile_bytes {self.tile_bytes} is not below bytes {self.bytes}")
+        return self
 
 
 class Dram(_Part):
@@ -184,6 +201,10 @@ class Npu(_Part):
     def bytes_per_cycle(self) -> float:
         """DRAM bandwidth in bytes per cycle."""
         return self.dram.bytes_per_second / self.clock_hz
+
+    def with_tile_bytes(self, count: int) -> Npu:
+        """Return the machine with so many bytes of its SRAM for tiles; 0: the rule's."""
+        return self.model_copy(update={"sram": self.sram.model_copy(update={"tile_bytes": count})})
 
     def storage_bits(self, bits: int) -> int:
         """Return how many bits a code of ``bits`` takes in memory."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from resq_tvm.errors import CompileError
+from resq_tvm.passes.npu.arrangement import Group
 from resq_tvm.passes.npu.cascade import Cascade, place_cascades
 from resq_tvm.passes.npu.lower import lower_npu
 from resq_tvm.passes.npu.memory import Arena, Value
@@ -174,7 +175,7 @@ def test_what_a_cascade_makes_or_reads_is_there_from_its_first_kernel_to_its_las
         "before": Value(spec, 0, 1), "read": Value(spec, 1, 3), "ring": Value(spec, 3, 4),
         "inside": Value(spec, 4, 5), "kept": Value(spec, 4, 8), "behind": Value(spec, 6, 7),
     }  # fmt: skip
-    cascade = Cascade(2, 5, (), (), {"ring": 3, "inside": 20}, 0)
+    cascade = Cascade(Group(2, 5, 1, 0), (), (), {"ring": 3, "inside": 20}, 0)
     place_cascades(SimpleNamespace(values=values), [cascade], Arena(0, 4096))
     assert {n: (v.first, v.last) for n, v in values.items()} == {
         "before": (0, 1), "read": (1, 5), "ring": (2, 5),

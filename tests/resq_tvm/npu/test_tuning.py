@@ -37,15 +37,25 @@ def test_tuned_tiles(machine: str, tmp_path: Path, capsys: pytest.CaptureFixture
     report = tune(plain.path, work_dir=work, trials=60, workers=1)
     assert report.fingerprint.simulated and report.failures == {}
     assert all(r.settled and r.gain >= 1 for r in report.results)
+    assert report.network is None  # an artifact tells its kernels alone
     again = tune(NETWORK, machine, work_dir=work, trials=60, workers=1)
     assert again.measured == 0  # the same tasks, and the same seconds
     assert again.period_ms() == report.period_ms()
 
     tuned = compiler.compile(NETWORK, machine, output=tmp_path / "t.resq", database=work)
     origins = {k.origin.split()[0] for k in tuned.manifest.kernels}
-    assert origins <= {"record", "only"} and HEURISTIC not in origins
-    assert simulate(tuned.path).amortized_cycles <= simulate(plain.path).amortized_cycles
+    assert origins <= {"network", "cascade"} and HEURISTIC not in origins
     assert_same(NETWORK, tuned, tmp_path)
+    network = again.network
+    assert network is not None and network.trials <= 60
+    counts = simulate(tuned.path)
+    found = {"keyframe": counts.keyframe.cycles, "residual": counts.residual.cycles}
+    assert found == dict(network.best)
+    assert all(network.best[n] <= network.untuned[n] <= network.default[n] for n in found)
+    alone = compiler.compile(
+        NETWORK, machine, output=tmp_path / "a.resq", database=work, cascades="off"
+    )
+    assert {k.origin.split()[0] for k in alone.manifest.kernels} <= {"record", "only"}
 
     with pytest.raises(SystemExit) as caught:
         main(["tune", str(plain.path), "--work-dir", str(work), "--trials", "60", "--json"])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from resq_tvm.schedules import meaning
 from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.npu.context import ALIGNMENT, working_bytes
+from resq_tvm.schedules.npu.context import aligned, working_bytes
 from resq_tvm.schedules.npu.single import ENTRY, Single, single
 from resq_tvm.schedules.npu.tensors import tensor_bytes
 from resq_tvm.schedules.rules import decide
@@ -120,7 +120,7 @@ def has_room(kernel: FusedKernel, target: Target) -> bool:
     """Return whether what stays in SRAM fits the part that tiles do not take."""
     assert target.npu is not None
     specs = [s for s in (*kernel.inputs, *kernel.outputs) if s.memory]
-    taken = sum(-(-tensor_bytes(s) // ALIGNMENT) * ALIGNMENT for s in specs)
+    taken = sum(aligned(tensor_bytes(s)) for s in specs)
     return taken <= target.npu.sram.bytes - working_bytes(target.npu)
 
 
