@@ -107,7 +107,7 @@ class CompiledTrials(Trials):
         return found
 
     def _read_maps(self) -> dict[str, torch.Tensor]:
-        moved = {}
+        moved: dict[str, torch.Tensor] = {}
         for name, maps in self._maps.items():
             for one in maps:
                 plane = torch.from_numpy(self._programs.tensor(one)[..., 0] != 0)
