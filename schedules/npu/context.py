@@ -20,7 +20,6 @@ from resq_tvm.targets.npu.commands import VectorProgram
 from resq_tvm.targets.npu.description import Npu
 from resq_tvm.targets.preset import Target
 
-
 ALIGNMENT = 64  # bytes: slots begin at whole bursts
 _MANY = 4  # copies of small tiles
 _ENOUGH = 512 << 10  # bytes for tiles, where that is not more than half of the memory
