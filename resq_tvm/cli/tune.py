@@ -218,11 +218,14 @@ def tune(
             ("records", report.folder),
             ("measured", f"{report.measured} in {report.seconds:.0f} s"),
             ("failed", failures),
-            ("geometric mean gain", report.gain),
-            (f"kernels over a period, heuristic {unit}", before),
-            (f"kernels over a period, best {unit}", after),
-            *_network_rows(report.network),
         ]
+        if done:
+            rows += [
+                ("geometric mean gain", report.gain),
+                (f"kernels over a period, heuristic {unit}", before),
+                (f"kernels over a period, best {unit}", after),
+            ]
+        rows += _network_rows(report.network)
         out.print(table(("", ""), rows))
 
     console.finish(report.to_dict(), render)
