@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,16 @@ class Graph:
                 item = producers[item]
             resolved.append(item)
         return resolved
+
+    def behind(self, values: Iterable[Any]) -> set[Any]:
+        """Return the values that some values depend on, these included."""
+        producers, pending, found = self.producers, list(values), set[Any]()
+        while pending:
+            value = pending.pop()
+            if value not in found:
+                found.add(value)
+                pending += inputs_of(producers[value]) if value in producers else []
+        return found
 
     def layers(self) -> list[tuple[Any, Any]]:
         """Return the linear layers as (variable, call), in order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from resq_tvm.passes.graph import Graph, inputs_of
+from resq_tvm.passes.graph import Graph
 from resq_tvm.passes.policy import is_dynamic
 
 
@@ -22,21 +22,13 @@ def held_outputs(main: Any) -> tuple[int, ...]:
 
 def live_values(main: Any) -> set[Any]:
     """Return the values of ``main`` that outputs depend on which residual frames compute."""
-    graph = Graph.of(main)
-    producers, held = graph.producers, held_outputs(main)
-    pending = [v for n, v in enumerate(graph.outputs()) if n not in held]
-    live: set[Any] = set()
-    while pending:
-        value = pending.pop()
-        if value not in live:
-            live.add(value)
-            pending += inputs_of(producers[value]) if value in producers else []
-    return live
+    graph, held = Graph.of(main), held_outputs(main)
+    return graph.behind(v for n, v in enumerate(graph.outputs()) if n not in held)
 
 
 def held_values(main: Any) -> set[Any]:
     """Return the values of ``main`` that are held outputs and nothing else."""
-    outputs = Graph.of(main).outputs()
-    producers = Graph.of(main).producers
+    graph = Graph.of(main)
+    outputs, producers = graph.outputs(), graph.producers
     wanted = {outputs[n] for n in held_outputs(main) if outputs[n] in producers}
     return wanted - live_values(main)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from resq_tvm.passes.graph import Graph, concat_pieces, inputs_of, shape_of
+from resq_tvm.passes.graph import Graph, concat_pieces, shape_of
 from resq_tvm.passes.held import live_values
 from resq_tvm.passes.policy import choice_name
 from resq_tvm.scheme import Scheme
@@ -39,13 +39,7 @@ def choice_groups(main: Any, outputs: Sequence[int] | None) -> dict[str, list[st
     producers = graph.producers
     layers: dict[str, str] = json.loads(str(main.attrs["resq.layers"]))
     found = graph.outputs()
-    stack = [found[n] for n in (range(len(found)) if outputs is None else outputs)]
-    read: set[Any] = set()
-    while stack:
-        value = stack.pop()
-        if value not in read:
-            read.add(value)
-            stack += inputs_of(producers[value]) if value in producers else []
+    read = graph.behind(found[n] for n in (range(len(found)) if outputs is None else outputs))
     sizes: dict[str, str] = {}
     live: set[str] = set()
     computed = live_values(main)
