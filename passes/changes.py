@@ -76,7 +76,7 @@ class Workspace:
         self.tensors: list[WorkspaceTensor] = []
         self.maps: dict[Any, TensorSpec] = {}  # variable → its map
         self.kernels = kernels
-        self.list_size = max(h * w for h, w, _ in planes)
+        self.list_size = max(h * w for h, w, _ in planes) + 1  # the schedules write one too many
         self.place: dict[str, int] = {}
         self.list = self._add(WorkspaceTensor("list", (self.list_size,), "int32"))
         self.counts = self._add(WorkspaceTensor("counts", (2 * kernels,), "int32"))

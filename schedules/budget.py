@@ -14,8 +14,8 @@ from resq_tvm.schedules.choose import Chooser
 from resq_tvm.schedules.code import Expr, cast, load
 from resq_tvm.schedules.context import Context, ceil_div
 from resq_tvm.schedules.energy import Energy
+from resq_tvm.schedules.listing import any_changed
 from resq_tvm.schedules.reach import Window
-from resq_tvm.schedules.sparse import any_changed
 from resq_tvm.schedules.spec import BUDGET_BLOCK, TensorSpec
 from resq_tvm.schedules.tiles import rest
 

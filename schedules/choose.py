@@ -8,6 +8,7 @@ get fewer. Meaning: `resq_tvm.reference.ops_policy.choose_bits`.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 
 from tvm import tirx
@@ -46,14 +47,16 @@ class Chooser:
     ) -> None:
         """Decide for all pixels of a tile, note their bits and rewrite their codes if need be."""
         code, (height, width) = self.code, size
-        contiguous = stride[1] == 1
+        contiguous = stride[1] == 1 and not tile.pixels
         if contiguous not in self._energies:
             self._energies[contiguous] = Energy(self.ctx, self.spec, self.candidates, contiguous)
         energy = self._energies[contiguous]
         columns: list[list[Expr]] = [[] for _ in self.candidates]
-        for i in range(height):
-            y, x = self._place(tile, i, 0, stride, offset)
-            for column, part in zip(columns, energy.row(y, x, stride[1], width), strict=True):
+        # Pixels that lie anywhere are rows of their own.
+        run = 1 if tile.pixels else width
+        for i, j in product(range(height), range(0, width, run)):
+            y, x = self._place(tile, i, j, stride, offset)
+            for column, part in zip(columns, energy.row(y, x, stride[1], run), strict=True):
                 column.extend(part)
         totals = [energy.folded(column) for column in columns]
         count = len(totals[0])
@@ -89,7 +92,8 @@ class Chooser:
     def _place(
         self, tile: Tile, i: Expr, j: Expr, stride: tuple[int, int], offset: tuple[int, int]
     ) -> tuple[Expr, Expr]:
-        return (tile.y + i) * stride[0] + offset[0], (tile.x + j) * stride[1] + offset[1]
+        y, x = tile.at(i, j)
+        return y * stride[0] + offset[0], x * stride[1] + offset[1]
 
     def _note(
         self,
@@ -103,8 +107,8 @@ class Chooser:
     ) -> None:
         """Store a row of bits to the map."""
         code, buffer = self.code, self.ctx.buffer(self.map.name)
-        y, x = self._place(tile, i, 0, stride, offset)
-        if stride[1] == 1 and _own(tile, i, 0) is None:
+        if stride[1] == 1 and not tile.pixels and _own(tile, i, 0) is None:
+            y, x = self._place(tile, i, 0, stride, offset)
             # A map has one channel: pixels of a row are contiguous.
             row = cast(load(noted, [energy.slot(i, 0, width)], width), "uint8", width)
             code.store(buffer, [0, y, 0, x], row, width)
@@ -112,8 +116,9 @@ class Chooser:
         with code.loop(width, "fx") as j:
             one = cast(load(noted, [energy.slot(i, j, width)], 1), "uint8", 1)
             own = _own(tile, i, j)
+            y, x = self._place(tile, i, j, stride, offset)
             with nullcontext() if own is None else code.when(own):
-                code.store(buffer, [0, y, x + j * stride[1], 0], one, 1)
+                code.store(buffer, [0, y, x, 0], one, 1)
 
     def _decide(self, totals: list[Any]) -> tuple[Expr, Expr]:
         """Return the bits of 16 pixels, and which codes to rewrite: −1 none, else to what bits."""

@@ -19,7 +19,7 @@ from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.packing import densify
 from resq_tvm.schedules.prefetch import NextTile, fetch_ahead
 from resq_tvm.schedules.reach import convolution
-from resq_tvm.schedules.sparse import changed_tiles
+from resq_tvm.schedules.sparse import Tile, changed_tiles
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
 
@@ -62,18 +62,23 @@ def _emit_changed(ctx: Context, core: type[Core], epilogue: Epilogue) -> None:
         rows, columns = parts[0].rows, parts[0].columns
         if rows <= 0 or columns <= 0:
             continue
-        height, width = min(ctx.decision.tile_y, rows), min(ctx.decision.tile_x, columns)
-        windows = partial(convolution, ctx.kernel, phase, height)
+        shape = (min(ctx.decision.tile_y, rows), min(ctx.decision.tile_x, columns))
+        listed, together = shape, 1
+        if ctx.decision.gather:
+            shape = (1, ctx.decision.tile_y * ctx.decision.tile_x)
+            listed, together = (1, 1), shape[1]
+        windows = partial(convolution, ctx.kernel, phase, listed[0])
         lie = ((sy, sx), (phase.oy, phase.ox))
-        finish = epilogue.finisher(height, width, *lie)
-        ahead = NextTile(ctx, phase, (height, width), sum(b.count for b in blocks))
-        with changed_tiles(ctx, rows, columns, height, width, windows, *lie, finish) as tile:
+        finish = epilogue.finisher(*shape, *lie)
+        ahead = NextTile(ctx, phase, listed, sum(b.count for b in blocks))
+        tiles = changed_tiles(ctx, rows, columns, *listed, windows, *lie, finish, together)
+        with tiles as tile:
             done = 0
             for part in parts:
                 with ctx.code.loop(part.block.count, "o") as o:
                     if ctx.decision.prefetch:
                         ahead.fetch(tile, o + done)
-                    part.tile(o, tile.y, tile.x, height, width, tile.active)
+                    part.tile(o, tile, *shape, tile.active)
                 done += part.block.count
 
 
@@ -116,10 +121,10 @@ class _PhaseBlock:
             self.code.loop(inner, "o") as i,
         ):
             block = i if self.ctx.decision.inner_o else o
-            self.tile(block, y0, overlap(x, tile_x, self.columns), tile_y, tile_x)
+            self.tile(block, Tile(y0, overlap(x, tile_x, self.columns)), tile_y, tile_x)
 
     def tile(
-        self, o: Expr, y0: Expr, x0: Expr, tile_y: int, tile_x: int, active: Expr | None = None
+        self, o: Expr, tile: Tile, tile_y: int, tile_x: int, active: Expr | None = None
     ) -> None:
         """Emit one tile of channel block ``o``; if not ``active``, on accumulators of zero."""
         lanes = self.block.lanes
@@ -129,13 +134,17 @@ class _PhaseBlock:
         ahead = self.ctx.decision.prefetch * tile_x
 
         def place(i: int, j: Expr) -> tuple[Expr, Expr]:
-            return (y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox
+            y, x = tile.at(i, j)
+            return y * sy + self.phase.oy, x * sx + self.phase.ox
 
         if ahead and active is None:
             shape = (tile_y, tile_x)
             fetch_ahead(self.ctx, shape, lambda i, j: place(i, j + ahead), first, len(lanes))
-        pixels = [(i, j) for i in range(tile_y) for j in range(tile_x)]
-        sums = self.core.reduce(o, y0, x0, pixels, changed)
+        if tile.pixels:
+            sums = self.core.reduce(o, 0, 0, list(tile.pixels), changed)
+        else:
+            pixels = [(i, j) for i in range(tile_y) for j in range(tile_x)]
+            sums = self.core.reduce(o, tile.y, tile.x, pixels, changed)
         for v, width in enumerate(lanes):
             c = first + v * LANES
             if self.core.in_memory:

@@ -33,6 +33,9 @@ class Decision:
         How many tiles ahead the tensors that the epilogue reads and writes are fetched into the
         first cache levels; 0: left to the processor. Kernels that leave out tiles fetch the next
         one in their list, with what the anchor reads, if it is not 0.
+    gather : bool
+        Whether a kernel that leaves out tiles gathers pixels that changed, wherever they are, until
+        they fill one.
     """
 
     rule: str
@@ -43,12 +46,14 @@ class Decision:
     inner_o: bool = False
     parallel: bool = True
     prefetch: int = 0
+    gather: bool = False
 
     def __str__(self) -> str:
         tile = f"{self.tile_y}x{self.tile_x}x{self.tile_o}"
         inner = " inner-o" if self.inner_o else ""
         ahead = f" prefetch-{self.prefetch}" if self.prefetch else ""
-        return f"{self.rule} {tile}{inner}{ahead}{' parallel' if self.parallel else ''}"
+        gathered = " gathered" if self.gather else ""
+        return f"{self.rule} {tile}{gathered}{inner}{ahead}{' parallel' if self.parallel else ''}"
 
     def difference(self, other: Decision) -> str:
         """Return what ``other`` decides otherwise, such as ``tile_x 4 -> 8``."""

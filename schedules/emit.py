@@ -20,8 +20,8 @@ from resq_tvm.schedules.depthwise import emit_depthwise
 from resq_tvm.schedules.floatconv import emit_float_conv
 from resq_tvm.schedules.halo import emit_halo
 from resq_tvm.schedules.interleave import emit_interleaved
+from resq_tvm.schedules.listing import begin
 from resq_tvm.schedules.pool import emit_pool
-from resq_tvm.schedules.sparse import begin
 from resq_tvm.schedules.spatial import (
     emit_mean,
     emit_resize,

@@ -15,8 +15,8 @@ from tvm import tirx
 from resq_tvm.schedules.code import Expr, cast, constant, index_of, load, splat
 from resq_tvm.schedules.context import LANES, Context, ceil_div
 from resq_tvm.schedules.epilogue import Epilogue
+from resq_tvm.schedules.listing import mark
 from resq_tvm.schedules.packed import PACK, PackedEpilogue
-from resq_tvm.schedules.sparse import mark
 from resq_tvm.schedules.tiles import rest
 from resq_tvm.schedules.vecmath import MAGIC, clamp, fence
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from tvm import tirx
@@ -88,7 +89,7 @@ class NextTile:
     ctx : Context
     phase : Phase
     tile : (int, int)
-        Rows and columns.
+        Rows and columns; of a gathered tile, those of one pixel.
     blocks : int
         Channel blocks of a tile.
     """
@@ -113,12 +114,14 @@ class NextTile:
 
     def fetch(self, tile: Tile, block: Expr) -> None:
         """Emit the prefetches that go with one channel block of a tile."""
-        for box in self.boxes:
+        assert tile.later is not None
+        corners = tile.later.pixels or ((tile.later.y, tile.later.x),)
+        for box, corner in product(self.boxes, corners):
             share = -(-box.lines // self.blocks)
             size = np.dtype(box.spec.dtype).itemsize
             for row in box.rows:
-                y = tile.next_y * box.stride[0] + row
-                x = tile.next_x * box.stride[1] + box.column
+                y = corner[0] * box.stride[0] + row
+                x = corner[1] * box.stride[1] + box.column
                 for n in range(share):
                     c = (block * share + n) * (_LINE // size)
                     _fetch(self.ctx, box.spec, y, x, c, int(box.write), level=2)

@@ -62,6 +62,14 @@ def convolution(
     return found
 
 
+def pointwise(kernel: FusedKernel) -> bool:
+    """Return whether every output pixel depends on nothing but the pixel in its own place."""
+    anchor = kernel.anchor
+    if not isinstance(anchor, Conv) or anchor.in_stride != (1, 1) or anchor.out_stride != (1, 1):
+        return False
+    return all((dy, dx) == (0, 0) for phase in anchor.phases for _, _, dy, dx in phase.taps)
+
+
 def taps(
     seen: Sequence[TensorSpec],
     phase: Phase,

@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 from resq_tvm.schedules.arm.schemes import choose
 from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.listing import RUN
 from resq_tvm.schedules.npu.rules import decide_npu
+from resq_tvm.schedules.reach import pointwise
 from resq_tvm.schedules.spec import Conv, FusedKernel, Phase, phase_plane
 from resq_tvm.targets.preset import Target
 
@@ -132,7 +134,14 @@ def dot(kernel: FusedKernel, target: Target) -> Decision | None:
     assert best is not None
     small = anchor.weight.size <= _SMALL_WEIGHT
     ahead = _ahead(kernel, best[1] * best[2])
-    return Decision("dot", "dot", *best[1:], inner_o=small, prefetch=ahead)
+    gather = _gathers(kernel, anchor, best[1] * best[2])
+    return Decision("dot", "dot", *best[1:], inner_o=small, prefetch=ahead, gather=gather)
+
+
+def _gathers(kernel: FusedKernel, anchor: Conv, pixels: int) -> bool:
+    """Whether pixels are gathered: where neighbours are of no use to each other."""
+    rows, columns = phase_plane(kernel, anchor)
+    return kernel.sparse is not None and pointwise(kernel) and rows * columns > max(pixels, RUN)
 
 
 def _ahead(kernel: FusedKernel, pixels: int) -> int:

@@ -13,9 +13,10 @@ from resq_tvm.schedules.context import LANES, Context, at, ceil_div
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.gate import emit_gate
 from resq_tvm.schedules.guards import within
+from resq_tvm.schedules.listing import Windows
 from resq_tvm.schedules.packed import PACK, PackedEpilogue, packable
 from resq_tvm.schedules.resample import axis_table
-from resq_tvm.schedules.sparse import Windows, changed_tiles
+from resq_tvm.schedules.sparse import changed_tiles
 from resq_tvm.schedules.spec import FusedKernel, GlobalMean, Resize, TensorSpec, Window
 from resq_tvm.schedules.tiles import overlap
 from resq_tvm.schedules.vecmath import fence

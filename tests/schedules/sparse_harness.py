@@ -40,7 +40,7 @@ def tiles_of(kernel: FusedKernel, decision: Decision) -> list[tuple[slice, slice
     anchor = kernel.anchor
     if not isinstance(anchor, Conv | FloatConv):
         return _cover(kernel.h, kernel.w, (1, RUN), (1, 1), (0, 0))
-    registers = isinstance(anchor, Conv)
+    registers = isinstance(anchor, Conv) and not decision.gather
     size = (
         decision.tile_y if registers and decision.method != "taps" else 1,
         decision.tile_x if registers else 1,

@@ -71,7 +71,7 @@ def with_maps(
         thresholds=len(pools) + (gate is not None),
         counts=KERNELS,
         index=INDEX,
-        list_size=kernel.h * kernel.w,
+        list_size=kernel.h * kernel.w + 1,
         gate_map=None if gate is None else TensorSpec("changed", *plane),
     )
     return replace(kernel, stores=stores, sparse=sparse)

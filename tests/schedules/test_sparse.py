@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from resq_tvm.device import available_cpus, prepare_thread_pool
 from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.listing import RUN
 from resq_tvm.schedules.spec import (
     Conv,
     FloatConv,
@@ -83,6 +84,28 @@ def test_convolution(name, data, seed, hw, mode, shared):
     kernel, pool = residual(target, anchor, inputs, (h, w, o), rng, mode, skip and not shared)
     tile = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 2)))
     play(kernel, target, data, rng, pool, shared, Decision("drawn", "dot", *tile))
+
+
+@pytest.mark.parametrize("name", [n for n in TARGETS if not get_target(n).arm])
+@drawn
+@given(data=st.data(), seed=SEEDS, hw=SIZES, mode=MODES, shared=st.booleans())
+def test_gathered_pixels(name, data, seed, hw, mode, shared):
+    target, rng = target_or_skip(name), np.random.default_rng(seed)
+    h, w = hw = (max(hw[0], RUN), hw[1])
+    channels = [data.draw(st.integers(1, 20)) for _ in range(data.draw(st.integers(1, 3)))]
+    o = data.draw(st.integers(1, 70))
+    weight = rng.integers(-127, 128, (o, 1, 1, sum(channels))).astype(np.int8)
+    names = tuple(f"x{i}" for i in range(len(channels)))
+    anchor = Conv(names, weight, (Phase(0, 0, ((0, 0, 0, 0),)),), (1, 1), (1, 1))
+    inputs = tuple(
+        code_tensor(target, n, *hw, c, (0, 0, 0, 0)) for n, c in zip(names, channels, strict=True)
+    )
+    skip = data.draw(st.booleans())
+    kernel, pool = residual(target, anchor, inputs, (h, w, o), rng, mode, skip and not shared)
+    tile = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 2)))
+    ahead = data.draw(st.integers(0, 2))
+    decision = Decision("drawn", "dot", *tile, prefetch=ahead, gather=True)
+    play(kernel, target, data, rng, pool, shared, decision)
 
 
 @pytest.mark.parametrize("name", TARGETS)
