@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from resq_tvm.schedules.context import output_maps
+from resq_tvm.schedules.listing import MARGIN
 from resq_tvm.schedules.spec import FusedKernel, Sparse, TensorSpec
 
 THRESHOLDS = "thresholds"
@@ -76,7 +77,7 @@ class Workspace:
         self.tensors: list[WorkspaceTensor] = []
         self.maps: dict[Any, TensorSpec] = {}  # variable → its map
         self.kernels = kernels
-        self.list_size = max(h * w for h, w, _ in planes) + 1  # the schedules write one too many
+        self.list_size = max(h * w for h, w, _ in planes) + MARGIN
         self.place: dict[str, int] = {}
         self.list = self._add(WorkspaceTensor("list", (self.list_size,), "int32"))
         self.counts = self._add(WorkspaceTensor("counts", (2 * kernels,), "int32"))

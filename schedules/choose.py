@@ -8,7 +8,6 @@ get fewer. Meaning: `resq_tvm.reference.ops_policy.choose_bits`.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from itertools import product
 from typing import Any
 
 from tvm import tirx
@@ -20,6 +19,7 @@ from resq_tvm.schedules.sparse import Tile
 from resq_tvm.schedules.spec import Store
 
 _F = "float32"
+_STACKED = 8  # vectors in a buffer on the stack
 
 
 class Chooser:
@@ -51,13 +51,14 @@ class Chooser:
         if contiguous not in self._energies:
             self._energies[contiguous] = Energy(self.ctx, self.spec, self.candidates, contiguous)
         energy = self._energies[contiguous]
-        columns: list[list[Expr]] = [[] for _ in self.candidates]
-        # Pixels that lie anywhere are rows of their own.
-        run = 1 if tile.pixels else width
-        for i, j in product(range(height), range(0, width, run)):
-            y, x = self._place(tile, i, j, stride, offset)
-            for column, part in zip(columns, energy.row(y, x, stride[1], run), strict=True):
-                column.extend(part)
+        if tile.pixels:
+            columns = self._anywhere(energy, tile, width)
+        else:
+            columns = [[] for _ in self.candidates]
+            for i in range(height):
+                y, x = self._place(tile, i, 0, stride, offset)
+                for column, part in zip(columns, energy.row(y, x, stride[1], width), strict=True):
+                    column.extend(part)
         totals = [energy.folded(column) for column in columns]
         count = len(totals[0])
         noted = code.allocate(LANES * count, "int32", "bits")
@@ -88,6 +89,21 @@ class Chooser:
                 if few:
                     with code.when(tirx.EQ(wanted, tirx.const(few, "int32"))):
                         self._rewrite(y, x, few, shift)
+
+    def _anywhere(self, energy: Energy, tile: Tile, count: int) -> list[list[Expr]]:
+        """Return per candidate the vectors of gathered pixels, one each."""
+        code = self.code
+        columns: list[list[Expr]] = [[] for _ in self.candidates]
+        for first in range(0, count, _STACKED):
+            some = min(_STACKED, count - first)
+            held = [code.allocate(LANES * some, "int32", "e") for _ in self.candidates]
+            with code.loop(some, "j") as j:
+                y, x = tile.at(0, j + first)
+                for buffer, (part,) in zip(held, energy.row(y, x, 1, 1), strict=True):
+                    code.store(buffer, [j * LANES], part, LANES)
+            for column, buffer in zip(columns, held, strict=True):
+                column.extend(load(buffer, [n * LANES], LANES) for n in range(some))
+        return columns
 
     def _place(
         self, tile: Tile, i: Expr, j: Expr, stride: tuple[int, int], offset: tuple[int, int]

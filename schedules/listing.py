@@ -18,7 +18,10 @@ from resq_tvm.schedules.reach import Window
 from resq_tvm.schedules.spec import TensorSpec
 from resq_tvm.schedules.tiles import overlap, rest
 
+MOST_GATHERED = 16  # pixels of a gathered tile: the lanes of a vector
+MARGIN = 2 * MOST_GATHERED  # of the list: both ends are filled up to whole gathered tiles
 RUN = 8  # tiles of a row, or pixels, that are looked at together
+_MANY = 64  # pixels
 _CHUNKS = (8, 4, 2, 1)  # bytes of a map that one load takes
 
 Windows = Callable[[Expr, Expr, int], Sequence[Window]]
@@ -105,15 +108,19 @@ def list_pixels(ctx: Context, windows: Windows) -> Counts:
     def bits(value: Expr) -> Expr:
         return code.bind(reinterpret(value, "int64", 1), "bits")
 
-    with code.loop(ceil_div(size, RUN), "run") as run:
-        start = code.bind(overlap(run, RUN, size), "start")
-        active: Any = one if sparse.everywhere else zero
+    def seen_by(start: Expr, lanes: int) -> Expr:
+        """Return what the maps say of pixels, together."""
+        found: Any = constant(int(sparse.everywhere), "uint8", lanes)
         for seen in maps.values():
             # Maps have one channel and no halo: a plane is one row of bytes.
-            place, lanes = (start, RUN) if seen.h * seen.w > 1 else (0, 1)
-            value = load(ctx.buffer(seen.name), [0, 0, 0, place], lanes)
-            active = active | (splat(value, RUN) if lanes == 1 else value)
-        active = code.bind(flags(active), "act")
+            place, width = (start, lanes) if seen.h * seen.w > 1 else (0, 1)
+            value = load(ctx.buffer(seen.name), [0, 0, 0, place], width)
+            found = found | (splat(value, lanes) if width == 1 else value)
+        return found
+
+    with _runs(ctx, size, first, seen_by) as run:
+        start = code.bind(overlap(run, RUN, size), "start")
+        active = code.bind(flags(seen_by(start, RUN)), "act")
         before = code.bind(load(buffers.tiles, [start + first], RUN), "was")
         with code.when(tirx.NE(bits(active | before), tirx.const(0, "int64"))):
             code.store(buffers.tiles, [start + first], active, RUN)
@@ -133,7 +140,31 @@ def list_pixels(ctx: Context, windows: Windows) -> Counts:
             with code.when(tirx.NE(reset, tirx.const(0, "int64"))):
                 for n in range(RUN):
                     listed.reset(start + n, _byte(reset, n))
+    listed.fill_up()
     return listed.counts()
+
+
+@contextmanager
+def _runs(
+    ctx: Context, size: int, first: int, seen_by: Callable[[Expr, int], Expr]
+) -> Iterator[Expr]:
+    """Nest what follows in a loop over runs of pixels; many runs are left out together."""
+    code, buffers = ctx.code, ctx.sparse
+    assert buffers is not None
+    if size % _MANY or size < 4 * _MANY:
+        with code.loop(ceil_div(size, RUN), "run") as run:
+            yield run
+        return
+    with code.loop(size // _MANY, "many") as many:
+        start = many * _MANY
+        found = seen_by(start, _MANY) | load(buffers.tiles, [start + first], _MANY)
+        words = reinterpret(found, "int64", _MANY // 8)
+        work = tirx.op.call_llvm_pure_intrin("int64", "llvm.vector.reduce.or", words)
+        with (
+            code.when(tirx.NE(work, tirx.const(0, "int64"))),
+            code.loop(_MANY // RUN, "run") as run,
+        ):
+            yield many * (_MANY // RUN) + run
 
 
 def _byte(bits: Expr, n: int) -> Expr:
@@ -161,12 +192,22 @@ class _Listed:
         self._put(1, position, flag)
 
     def _put(self, end: int, position: Expr, flag: Expr) -> None:
-        # Written at every tile and overwritten by the next one where there is nothing to do: the
-        # list has room for one tile more than there are.
+        # Written at every tile and overwritten by the next one where there is nothing to do: there
+        # is room for more tiles than there are.
         count = self.code.bind(load(self.sums[end], [0], 1), "n")
         slot = from_end(self.ctx, count) if end else count
         self.code.store(self.list, [slot], position, 1)
         self.code.store(self.sums[end], [0], count + flag, 1)
+
+    def fill_up(self) -> None:
+        """Repeat the last tile of either end until a gathered tile is full."""
+        for end, sum_ in enumerate(self.sums):
+            count = self.code.bind(load(sum_, [0], 1), "n")
+            with self.code.when(tirx.NE(count, tirx.const(0, "int32"))):
+                last = count - 1
+                tile = load(self.list, [from_end(self.ctx, last) if end else last], 1)
+                more = from_end(self.ctx, last + MOST_GATHERED) if end else count
+                self.code.store(self.list, [more], splat(tile, MOST_GATHERED), MOST_GATHERED)
 
     def counts(self) -> Counts:
         """Note how many tiles there are at either end and return it."""

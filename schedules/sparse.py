@@ -10,7 +10,7 @@ registers are any that are next in the list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +18,16 @@ from typing import Any
 
 from tvm import tirx
 
-from resq_tvm.schedules.code import Code, Expr, cast, index_of, load
+from resq_tvm.schedules.code import Code, Expr, cast, constant, index_of, load
 from resq_tvm.schedules.context import Context, ceil_div
-from resq_tvm.schedules.listing import Counts, Windows, from_end, list_pixels, list_tiles
+from resq_tvm.schedules.listing import (
+    MOST_GATHERED,
+    Counts,
+    Windows,
+    from_end,
+    list_pixels,
+    list_tiles,
+)
 from resq_tvm.schedules.tiles import overlap
 
 
@@ -30,7 +37,8 @@ class Tile:
 
     Its first ``before_y`` rows and ``before_x`` columns belong to the tiles before it. ``later`` is
     the tile that is fetched while this one is worked on. A gathered tile is a row of pixels whose
-    positions are in ``pixels``, and for loops over them in the buffers ``table`` (y and x).
+    positions are in ``pixels``, and for loops over them in the buffers ``table`` (y and x); the
+    last one of a list has its last pixel several times.
     """
 
     y: Expr
@@ -46,8 +54,7 @@ class Tile:
         """Return the position of the tile's pixel in row ``i`` and column ``j``."""
         if not self.pixels:
             return self.y + i, self.x + j
-        if isinstance(j, int) or self.table is None:
-            return self.pixels[j]
+        assert self.table is not None
         ys, xs = self.table
         return load(ys, [j], 1), load(xs, [j], 1)
 
@@ -90,11 +97,11 @@ def changed_tiles(
         counts = list_pixels(ctx, windows)
     else:
         counts = list_tiles(ctx, plane, size, windows, stride, offset)
-    walk = partial(_walk, ctx, counts, plane, size, together)
-    with walk() as tile:
+    walk = partial(_walk, ctx, counts, plane, size)
+    with walk(together) as tile:
         yield tile
     if finish is not None:
-        with walk() as tile:
+        with walk(MOST_GATHERED if together > 1 else 1) as tile:
             finish(tile)
 
 
@@ -107,7 +114,8 @@ def _walk(
     together: int,
 ) -> Iterator[Tile]:
     """Nest what follows in a loop over the list of tiles: ``counts`` that changed, to be reset."""
-    code = ctx.code
+    code, buffers = ctx.code, ctx.sparse
+    assert buffers is not None
     (rows, columns), (tile_y, tile_x) = plane, size
     changed, reset = counts
     groups = code.bind(_groups(changed, together), "groups")
@@ -115,65 +123,47 @@ def _walk(
 
     def tile(number: Expr, later: Tile | None = None) -> Tile:
         active = code.bind(number < groups, "active")
-        places = _places(ctx, active, number, groups, counts, together)
-        found = []
-        for position in places:
-            position = code.bind(position, "tile")
-            i, j = _row_and_column(position, ceil_div(columns, tile_x))
-            y = code.bind(overlap(i, tile_y, rows), "at")
-            found.append((i, j, y, code.bind(overlap(j, tile_x, columns), "at")))
-        i, j, y, x = found[0]
+        first = tirx.Select(active, number, number - groups) * together
+        # The pixels of a tile may come in any order, so that both ends are read alike.
+        slot = tirx.Select(active, first, from_end(ctx, first + (together - 1)))
+        position = code.bind(load(buffers.list, [slot], together), "tile")
+        i, j = _row_and_column(position, ceil_div(columns, tile_x), together)
+        work = cast(active, "int32", 1)
+        if together > 1:
+            table = ys, xs = _kept(code, i, together), _kept(code, j, together)
+            pixels = tuple(
+                (code.bind(load(ys, [n], 1), "y"), code.bind(load(xs, [n], 1), "x"))
+                for n in range(together)
+            )
+            return Tile(*pixels[0], work, later=later, pixels=pixels, table=table)
+        y, x = code.bind(overlap(i, tile_y, rows), "y"), code.bind(overlap(j, tile_x, columns), "x")
         before_y = 0 if rows % tile_y == 0 else i * tile_y - y
         before_x = 0 if columns % tile_x == 0 else j * tile_x - x
-        pixels = tuple((y, x) for _, _, y, x in found) if together > 1 else ()
-        table = _table(code, pixels) if pixels and later is not None else None
-        return Tile(y, x, cast(active, "int32", 1), before_y, before_x, later, pixels, table)
+        return Tile(y, x, work, before_y, before_x, later)
 
     with code.loop(total, "p", ctx.decision.parallel) as p:
         ahead = ctx.decision.prefetch
-        later = tile(tirx.Min(p + ahead, total - 1)) if ahead else Tile(0, 0)
+        later = tile(tirx.Min(p + ahead, total - 1)) if ahead else None
         yield tile(p, later)
 
 
 def _groups(count: Expr, together: int) -> Expr:
-    """Return how many groups of ``together`` tiles there are; the last one may be smaller."""
+    """Return how many groups of ``together`` tiles there are, the last one filled up."""
     return count if together == 1 else tirx.floordiv(count + (together - 1), together)
 
 
-def _places(
-    ctx: Context,
-    active: Expr,
-    number: Expr,
-    groups: Expr,
-    counts: Counts,
-    together: int,
-) -> list[Expr]:
-    """Return the tiles of a group; the last group has its last tile several times."""
-    code, buffers = ctx.code, ctx.sparse
-    assert buffers is not None
-    first = code.bind(tirx.Select(active, number, number - groups) * together, "first")
-    last = code.bind(tirx.Select(active, counts[0], counts[1]) - 1, "last")
-    places = []
-    for n in range(together):
-        index = code.bind(first if together == 1 else tirx.Min(first + n, last), "index")
-        slot = tirx.Select(active, index, from_end(ctx, index))
-        places.append(load(buffers.list, [slot], 1))
-    return places
-
-
-def _row_and_column(position: Expr, across: int) -> tuple[Expr, Expr]:
+def _row_and_column(position: Expr, across: int, lanes: int) -> tuple[Expr, Expr]:
     if across == 1:
-        return position, 0
-    return tirx.floordiv(position, across), tirx.floormod(position, across)
+        return position, constant(0, "int32", lanes)
+    row = tirx.Div(position, constant(across, "int32", lanes))
+    return row, position - row * constant(across, "int32", lanes)
 
 
-def _table(code: Code, pixels: Sequence[tuple[Expr, Expr]]) -> tuple[Any, Any]:
-    """Keep positions in memory for loops over them."""
-    ys, xs = (code.allocate(len(pixels), "int32", name) for name in ("ys", "xs"))
-    for n, (y, x) in enumerate(pixels):
-        code.store(ys, [n], y, 1)
-        code.store(xs, [n], x, 1)
-    return ys, xs
+def _kept(code: Code, value: Expr, lanes: int) -> Any:
+    """Keep lanes in memory, where each can be had by itself."""
+    buffer = code.allocate(lanes, "int32", "at")
+    code.store(buffer, [0], value, lanes)
+    return buffer
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.listing import MARGIN
 from resq_tvm.schedules.spec import (
     Anchor,
     Choice,
@@ -71,7 +72,7 @@ def with_maps(
         thresholds=len(pools) + (gate is not None),
         counts=KERNELS,
         index=INDEX,
-        list_size=kernel.h * kernel.w + 1,
+        list_size=kernel.h * kernel.w + MARGIN,
         gate_map=None if gate is None else TensorSpec("changed", *plane),
     )
     return replace(kernel, stores=stores, sparse=sparse)
