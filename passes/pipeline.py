@@ -17,6 +17,7 @@ from resq_tvm.passes.npu.lower import LoweredNpu, lower_npu
 from resq_tvm.passes.partition import Partition
 from resq_tvm.passes.schedule_opaque import ScheduleOpaque
 from resq_tvm.passes.trust import TrustTuples
+from resq_tvm.passes.tuples import FoldTuples, KeepItems
 from resq_tvm.schedules.choice import Decider
 from resq_tvm.targets.preset import Target
 
@@ -135,7 +136,9 @@ def build_pipeline() -> tvm.transform.Pass:
             relax.transform.CallTIRRewrite(),
             relax.transform.StaticPlanBlockMemory(),
             relax.transform.LowerAllocTensor(),
+            FoldTuples(),
             relax.transform.KillAfterLastUse(),
+            KeepItems(),
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),

@@ -33,6 +33,8 @@ class Buffers:
         self._layouts = tuple(output.layout for output in manifest.outputs)
         self._copy = copy
         self._tensors: list[Any] = [None] * len(self._entries)
+        # Fresh memory for every check would be mapped page by page, which takes as long again.
+        self._finite: list[Any] = [None] * len(self._entries)
         self._kept: dict[str, list[int]] = {}  # program → inputs that become state
 
     def load(self, frame: Frame, index: int) -> list[Any]:
@@ -85,7 +87,8 @@ class Buffers:
             self._tensors[number] = tvm.runtime.empty(array.shape, "float32")
         view = cast("NDArray[np.float32]", np.from_dlpack(self._tensors[number]))
         _copy(view, array)
-        if not np.isfinite(view).all():  # of the copy, which is contiguous
+        self._finite[number] = np.isfinite(view, out=self._finite[number])  # the copy is contiguous
+        if not self._finite[number].all():
             raise FrameError(
                 f"frame {index}, input {entry.name} holds NaN or infinity; clean the frame or "
                 "drop it"

@@ -106,21 +106,28 @@ class _Energy:
     def block(self, y0: Expr, x0: Expr) -> Expr:
         """Return a block's energy (int32)."""
         code, kernel, size = self.ctx.code, self.ctx.kernel, self.gate.block
-        acc = code.allocate(LANES, _F, "e")
-        code.store(acc, [0], constant(0.0, _F, LANES), LANES)
+        # A sum per vector of a row and number of lanes: what is read as it was written, and does
+        # not wait for the vector before, stays in a register.
+        extent = size * kernel.c if self.flat else LANES
+        widths = [min(LANES, extent - start) for start in range(0, extent, LANES)]
+        sums = [code.allocate(lanes, _F, "e") for lanes in widths]
+        for acc, lanes in zip(sums, widths, strict=True):
+            code.store(acc, [0], constant(0.0, _F, lanes), lanes)
+        acc = sums[0]
         with code.loop(rest(kernel.h, y0, size), "r") as r:
             if self.flat:
-                extent = size * kernel.c
-                for start in range(0, extent, LANES):
-                    self._add(acc, y0 + r, x0, start, min(LANES, extent - start), None)
+                for n, lanes in enumerate(widths):
+                    self._add(sums[n], y0 + r, x0, n * LANES, lanes, None)
             elif self.packed:
                 for q in range(0, size, PACK):
                     self._four(acc, y0 + r, x0 + q, min(PACK, size - q))
             else:
                 with code.loop(rest(kernel.w, x0, size), "q") as q:
                     self._pixel(acc, y0 + r, x0 + q)
-        lanes = cast(load(acc, [0], LANES), "int32", LANES)
-        total = tirx.op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", lanes)
+        total: Any = tirx.const(0, "int32")
+        for acc, lanes in zip(sums, widths, strict=True):
+            whole = cast(load(acc, [0], lanes), "int32", lanes)
+            total = total + tirx.op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", whole)
         return code.bind(total, "energy")
 
     def _four(self, acc: Any, y: Expr, x: Expr, count: int) -> None:

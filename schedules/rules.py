@@ -26,7 +26,7 @@ _ARM_PIXELS = 4  # times 4 outputs (16 with sdot): 16 vectors of accumulators
 # Outputs that take about as long as memory does to answer, with what epilogue and policy cost; and
 # tiles ahead beyond which fetching no longer gets better.
 _LATENCY, _MOST_AHEAD = 3000, 6
-_SPARSE_ROWS = 2  # of a depthwise tile: with more rows, more of them have no change to compute
+_SPARSE_TILE = (2, 4)  # at most, depthwise: the more pixels, the more of them without a change
 _MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
 
 Rule = Callable[[FusedKernel, Target], Decision | None]
@@ -46,10 +46,12 @@ def interleave(kernel: FusedKernel, target: Target) -> Decision | None:
     if len(anchor.inputs) > 1 or taps > _MANY_TAPS:
         return None
     rows, columns = phase_plane(kernel, anchor)
+    registers = _ACCUMULATORS[target.isa]
+    most_y, most_x = (4, registers) if kernel.sparse is None else _SPARSE_TILE
     tiles = [
         (tile_y, tile_x)
-        for tile_y in range(1, min(4 if kernel.sparse is None else _SPARSE_ROWS, rows) + 1)
-        for tile_x in range(1, min(_ACCUMULATORS[target.isa] // tile_y, columns) + 1)
+        for tile_y in range(1, min(most_y, rows) + 1)
+        for tile_x in range(1, min(most_x, registers // tile_y, columns) + 1)
     ]
     phase = max(anchor.phases, key=lambda p: len(p.taps))
 
