@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,7 +118,8 @@ def fit(
 ) -> tuple[QuantizedNetwork, FitReport]:
     """Fit thresholds on the calibration clips; the error is that of the processing's task.
 
-    ``timed`` is asked only if the budget is in milliseconds.
+    The network is compiled for this machine to run the trials: integers decide, so that thresholds
+    are the same for every target. ``timed`` is asked only if the budget is in milliseconds.
 
     Raises
     ------
@@ -126,12 +128,16 @@ def fit(
     ClipError
         If the label images cannot be read.
     """
+    from resq_tvm.compiler import compile as compile_network
     from resq_tvm.evaluate import measures
     from resq_tvm.processing.config import RawTask, SegmentationTask
     from resq_tvm.quantize.thresholds import fit_thresholds
 
     task = RawTask() if processing is None else processing.task
-    with console.progress("fit") as progress:
+    with (
+        console.progress("fit") as progress,
+        tempfile.TemporaryDirectory(prefix="resq-") as folder,
+    ):
         if labels is not None:
             from resq_tvm.accuracy import read_labels
 
@@ -150,6 +156,14 @@ def fit(
         if timed is not None and in_ms(budget):
             progress("compile and time kernels")
             cost = timed(qnet)
+        progress("compile for trials")
+        artifact = compile_network(
+            qnet,
+            output=Path(folder) / "trials.resq",
+            state_dtype=state_dtype,
+            frame_program=False,
+            progress=progress,
+        )
         fitted, report = fit_thresholds(
             qnet,
             clips,
@@ -157,6 +171,7 @@ def fit(
             budget=budget,
             cost=cost,
             state_dtype=state_dtype,
+            artifact=artifact,
             progress=progress,
         )
     if report.interrupted:
