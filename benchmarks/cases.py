@@ -37,7 +37,11 @@ CASES = {
         BLAZEPOSE, "blazepose", VTEST, "400:432", 16, 8, (160, 240, 160, 160),
         ("Identity_2", "Identity_3"),  # the person's mask, heat maps: landmarks do not read them
     ),
-    # The part of the clip where holding is clearly worse than computing every frame.
+    # The parts of the clips where holding is clearly worse than computing every frame.
     "espnet_car": Case(ESPNET, "espnet_camvid", CAR, "48:96", 24, 8),
     "espnet_vtest": Case(ESPNET, "espnet_camvid", VTEST, "480:528", 24, 8),
+    # The whole clip: a street, empty for half of the time; fitted until the first car has gone.
+    "espnet_street": Case(ESPNET, "espnet_camvid", CAR, "0:376", 120, 8),
+    # A view of the same camera in which less of the picture changes: people pass by a lawn.
+    "espnet_lawn": Case(ESPNET, "espnet_camvid", VTEST, "496:544", 24, 8, (306, 306, 270, 360)),
 }  # fmt: skip

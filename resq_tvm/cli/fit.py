@@ -199,6 +199,8 @@ def outcome(report: FitReport | None) -> list[tuple[str, object]]:
         (f"error with thresholds of 0{unit}", report.static_error),
         ("share of work", report.work),
     ]
+    if report.alone:
+        rows.append(("frames that the guard computes", f"{report.alone} of {report.frames}"))
     if in_ms(report.budget):
         rows.append(("predicted ms of a residual frame", report.cost))
         rows.append(("predicted ms with thresholds of 0", report.static_cost))

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from resq_tvm.bops import layer_macs
 from resq_tvm.passes.graph import Graph, concat_pieces, op_name
@@ -41,7 +44,7 @@ class ActivityMeter:
         graph = Graph.of(main)
         producers = graph.producers
         precisions: dict[str, str] = json.loads(str(main.attrs["resq.layers"]))
-        self.layers: dict[str, tuple[Any, tuple[str, ...]]] = {}
+        self.layers: dict[str, tuple[Reach, tuple[str, ...]]] = {}
         live = live_values(main)
         for var, call in graph.layers():
             if var not in live:
@@ -50,7 +53,8 @@ class ActivityMeter:
             residual = None if text == "float" else Scheme.parse(text).residual
             pool = residual.pool if residual is not None else ()
             pieces = concat_pieces(call.args[0], producers) if pool else []
-            self.layers[var.name] = call, tuple(choice_name(p.name, pool) for p in pieces)
+            names = tuple(choice_name(p.name, pool) for p in pieces)
+            self.layers[var.name] = Reach.of(call), names
 
     def shares(self, moved: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """Return layer → share of active tiles.
@@ -62,44 +66,92 @@ class ActivityMeter:
             that is not zero. Layers without a pool of bits are fully active.
         """
         result = {}
-        for layer, (call, pieces) in self.layers.items():
+        for layer, (reach, pieces) in self.layers.items():
             if pieces:
-                mask = torch.stack([moved[piece] for piece in pieces]).any(0)
-                result[layer] = active_share(call, mask)
+                masks = [moved[piece].numpy() for piece in pieces]
+                result[layer] = reach.active_share(reduce(np.logical_or, masks))
             else:
                 result[layer] = 1.0
         return result
 
 
-def active_share(call: Any, moved: torch.Tensor) -> float:
-    """Return the share of a linear layer's output tiles that are active.
+@dataclass(frozen=True)
+class Reach:
+    """Which output pixels of a linear layer depend on an input pixel.
 
-    Parameters
-    ----------
-    call : relax.Call
-        The layer, in canonical form.
-    moved : torch.Tensor, bool
-        (1, H, W) of its input for convolutions, the leading axes for a dense layer (whose rows
-        are tiles of one).
+    Along rows and columns each: kernel taps, stride, dilation, padding before and after. A
+    transposed convolution's stride is between inputs; its padding is cut from the output. A dense
+    layer (``taps`` of 0) has rows as its tiles of one.
     """
-    if op_name(call) == "relax.matmul":
-        return float(moved.float().mean())
-    if not bool(moved.any()):
-        return 0.0
-    at = call.attrs
-    weight = call.args[1].ty.shape
-    ones = torch.ones((1, 1, int(weight[1]), int(weight[2])))
-    top, left, bottom, right = ints(at.padding)
-    stride, dilation = ints(at.strides), ints(at.dilation)
-    x = moved.float().unsqueeze(0)
-    if op_name(call) == "relax.nn.conv2d":
-        reached = F.conv2d(F.pad(x, (left, right, top, bottom)), ones, None, stride, 0, dilation)
-    else:
-        extra_h, extra_w = ints(at.output_padding)
-        reached = F.conv_transpose2d(x, ones, None, stride, 0, 0, 1, dilation)
-        reached = F.pad(reached, (-left, extra_w - right, -top, extra_h - bottom))
-    tiles = F.max_pool2d((reached > 0.5).float(), TILE, ceil_mode=True)
-    return float(tiles.mean())
+
+    taps: tuple[int, int] = (0, 0)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    before: tuple[int, int] = (0, 0)
+    after: tuple[int, int] = (0, 0)
+    transposed: bool = False
+
+    @classmethod
+    def of(cls, call: Any) -> Reach:
+        """Read a layer in canonical form."""
+        if op_name(call) == "relax.matmul":
+            return cls()
+        at, weight = call.attrs, call.args[1].ty.shape
+        transposed = op_name(call) != "relax.nn.conv2d"
+        top, left, bottom, right = ints(at.padding)
+        down, across = ints(at.output_padding) if transposed else (0, 0)
+        (sy, sx), (dy, dx) = ints(at.strides), ints(at.dilation)
+        return cls(
+            taps=(int(weight[1]), int(weight[2])),
+            stride=(sy, sx),
+            dilation=(dy, dx),
+            before=(top, left),
+            after=(bottom - down, right - across),
+            transposed=transposed,
+        )
+
+    def active_share(self, moved: NDArray[np.bool_]) -> float:
+        """Return the share of the output tiles that are active.
+
+        Parameters
+        ----------
+        moved : ndarray, bool
+            (1, H, W) of the layer's input for convolutions, the leading axes for a dense layer.
+        """
+        if not self.taps[0]:
+            return float(moved.mean())
+        if not moved.any():
+            return 0.0
+        plane = self._along(self._along(moved[0], 0).T, 1).T
+        rows, columns = plane.shape
+        padded = np.zeros((rows + -rows % TILE[0], columns + -columns % TILE[1]), bool)
+        padded[:rows, :columns] = plane
+        # Slices are many times faster than a reduction over axes of two and four.
+        bands = reduce(np.logical_or, [padded[i :: TILE[0]] for i in range(TILE[0])])
+        tiles = reduce(np.logical_or, [bands[:, i :: TILE[1]] for i in range(TILE[1])])
+        return float(np.count_nonzero(tiles)) / tiles.size
+
+    def _along(self, plane: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+        """Spread what moved over the kernel's extent along one axis, the plane's first."""
+        taps, stride, dilation = self.taps[axis], self.stride[axis], self.dilation[axis]
+        before, after = self.before[axis], self.after[axis]
+        extent, span = len(plane), (taps - 1) * dilation
+        if self.transposed:
+            reached = np.zeros(
+                ((extent - 1) * stride + span + 1 + max(-after, 0), plane.shape[1]), bool
+            )
+            for tap in range(taps):
+                first = tap * dilation
+                reached[first : first + (extent - 1) * stride + 1 : stride] |= plane
+            return reached[before : len(reached) - max(after, 0)]
+        padded = np.zeros((before + extent + after, plane.shape[1]), bool)
+        padded[before : before + extent] = plane
+        count = (len(padded) - span - 1) // stride + 1
+        reached = np.zeros((count, plane.shape[1]), bool)
+        for tap in range(taps):
+            first = tap * dilation
+            reached |= padded[first : first + (count - 1) * stride + 1 : stride]
+        return reached
 
 
 def mac_share(main: Any) -> Cost:

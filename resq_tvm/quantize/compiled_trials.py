@@ -62,6 +62,14 @@ class CompiledTrials(Trials):
             name: [f"{codes}_bits" for codes in self._names if _belongs(codes, name)]
             for name in self.choices
         }
+        self._places = {
+            name: [i for i, codes in enumerate(self._names) if _belongs(codes, name)]
+            for name in self.choices
+        }
+        self._places |= {
+            name: [i for i, codes in enumerate(self._names) if codes == f"{name}_gated"]
+            for name in self.gates
+        }
         known = {name for names in self._maps.values() for name in names}
         strange = [n for n in self._names if f"{n}_bits" not in known and not n.endswith("_gated")]
         if strange or not known <= workspace:
@@ -77,33 +85,28 @@ class CompiledTrials(Trials):
         use_threads(resolve_threads(None))
         programs = self._programs
         programs.set_thresholds(self._values(thresholds))
-        outputs, shares = [], []
+        trial = Trial([], [])
         for phase in self.phases:
-            outputs.append(list(self.key_outputs))
-            before = -1
+            outputs, shares, before = list(self.key_outputs), [], -1
             for number, key in phase.items():
                 if key != before:
                     programs.keyframe(self._frames[key])
                     before = key
                 results = programs.residual(self._frames[number])
-                outputs[-1][number] = tuple(
+                outputs[number] = tuple(
                     self.net.from_canonical(np.from_dlpack(y).copy(), n)
                     for n, y in enumerate(results)
                 )
                 shares.append(self.meter.shares(self._read_maps()))
-        mean = {layer: float(np.mean([s[layer] for s in shares])) for layer in shares[0]}
-        return Trial(outputs, mean)
+            trial.outputs.append(outputs)
+            trial.shares.append(shares)
+        return trial
 
     def _values(self, thresholds: Thresholds) -> NDArray[np.float32]:
         """Return the parameter's values; what is not named keeps everything."""
         found = np.zeros(max(1, len(self._names)), np.float32)
-        for index, codes in enumerate(self._names):
-            for name, value in thresholds.choices.items():
-                if _belongs(codes, name):
-                    found[index] = value
-            for name, value in thresholds.gates.items():
-                if codes == f"{name}_gated":
-                    found[index] = value
+        for name, value in (*thresholds.choices.items(), *thresholds.gates.items()):
+            found[self._places[name]] = value
         return found
 
     def _read_maps(self) -> dict[str, torch.Tensor]:

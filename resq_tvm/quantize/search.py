@@ -1,25 +1,23 @@
 """The search behind `resq_tvm.fit_thresholds`: one multiple for all, per group, per choice.
 
-Two quantities steer it. The *error* is what the budget is about; on the frames of a short clip it
-also falls and rises by chance. The *drift*, how far outputs are from those of the residual that
-keeps everything, only grows as more is dropped. The *loss*, both together, compares settings. At
-last choices move one by one: each where cost and loss, at the price that moving all of them
-together has, become less.
+Two quantities steer it, error and drift (`resq_tvm.quantize.candidates`). The *loss*, both
+together, compares settings. At last choices move one by one: each where cost and loss, at the price
+that moving all of them together has, become less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from resq_tvm.errors import ConfigError
-from resq_tvm.evaluate.measures import Outputs, output_error
 from resq_tvm.quantize.activity import Cost
 from resq_tvm.quantize.budget import Budget
+from resq_tvm.quantize.candidates import Candidate, ErrorOf, Judge, Multiples
 from resq_tvm.quantize.groups import UNREAD
-from resq_tvm.quantize.trials import Thresholds, Trial, Trials
+from resq_tvm.quantize.trials import Outputs, Thresholds, Trials
 
 LARGEST = 4.0  # times its root mean square: beyond that a residual is motion whatever it costs
 # Times a block's expected noise energy. The largest let only strong changes of whole blocks pass.
@@ -32,31 +30,6 @@ _BISECTIONS = 7
 _LINE = (-0.4, 0.0, 0.4)  # octaves at which the common factor is tried
 _SPEND = (0.3, 0.07)  # octaves of the last steps towards the budget, first and smallest
 _STEPS = (1.0, 0.5)  # octaves that single choices move, sweep by sweep
-
-Multiples = dict[str, float]  # group → threshold in root mean squares of a choice's residuals
-ErrorOf = Callable[[Sequence[Outputs], Sequence[int]], float]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Multiples and what they give.
-
-    Attributes
-    ----------
-    multiples : dict of str to float
-    gate : float
-        In multiples of the expected noise energy.
-    error, drift, cost : float
-    shares : dict of str to float
-        Layer → share of active tiles.
-    """
-
-    multiples: Multiples
-    gate: float
-    error: float
-    drift: float
-    cost: float
-    shares: dict[str, float]
 
 
 class Search:
@@ -73,6 +46,9 @@ class Search:
         Group → choices (`resq_tvm.quantize.groups`).
     noise : mapping of str to float
         Input → expected noise energy of a block.
+    guard : bool
+        Whether frames on which the residual would cost more than a frame on its own are computed
+        as such, as a session with its guard does. A ceiling on the cost is kept without.
     say : callable
         Progress.
 
@@ -92,25 +68,22 @@ class Search:
         cost: Cost,
         groups: Mapping[str, Sequence[str]],
         noise: Mapping[str, float],
+        guard: bool,
         say: Callable[[str], None],
     ) -> None:
         self.trials = trials
         self.budget = budget
         self.groups = groups
         self.count = 0
-        self._error_of = error
-        self._cost = cost
         self._noise = noise
         self._say = say
         say("residuals that keep everything")
         self._unit = trials.residual_norms()
-        kept = trials.run(Thresholds())
-        against = getattr(error, "against", output_error)
-        self._drifts = [against(outputs) for outputs in kept.outputs]
-        self.static = self._judged(dict.fromkeys(groups, 0.0), 0.0, kept)
-        self.best = self.static
+        self._judge = Judge(trials, error, cost)
+        self.static = self.best = self._judge.static(list(groups))
         self._error_limit = budget.error_limit(self.static.error)
-        self._cost_limit = budget.cost_limit(cost(dict.fromkeys(kept.shares, 1.0)))
+        self._cost_limit = budget.cost_limit(self._judge.whole)
+        self._guard = guard and not budget.limits_cost
 
     def run(self) -> bool:
         """Search; return whether an interrupt ended it early. `best` holds what was found.
@@ -122,7 +95,13 @@ class Search:
         """
         try:
             self._close_gates()
+            # What keeps everything is judged without the guard, and so is what gates let through.
+            self._judge.guarded = self._guard
+            if self._guard:
+                self.best = self._try(self.best.multiples, self.best.gate)
             self._uniform()
+            if self._guard:
+                self._widen_gates()
             self._sweep()
             self._spend()
             self._refine()
@@ -132,17 +111,20 @@ class Search:
 
     def error(self, outputs: Sequence[Sequence[Outputs]]) -> float:
         """Return the error of outputs per phase and frame: the mean over residual frames."""
-        return self._mean([self._error_of] * len(outputs), outputs)
+        return self._judge.error(outputs)
 
     def thresholds(self, candidate: Candidate) -> Thresholds:
         """Return a candidate's multiples as thresholds of the programs."""
+        return self._thresholds(candidate.multiples, candidate.gate)
+
+    def _thresholds(self, multiples: Multiples, gate: float) -> Thresholds:
         return Thresholds(
             {
-                name: min(candidate.multiples[group], LARGEST) * self._unit[name]
+                name: min(multiples[group], LARGEST) * self._unit[name]
                 for group, names in self.groups.items()
                 for name in names
             },
-            {name: candidate.gate * energy for name, energy in self._noise.items()},
+            {name: gate * energy for name, energy in self._noise.items()},
         )
 
     def _close_gates(self) -> None:
@@ -179,6 +161,17 @@ class Search:
             # Dropping more lowers the cost and (but for chance) raises the error.
             more = kept != self.budget.limits_cost
             low, high = (middle, high) if more else (low, middle)
+
+    def _widen_gates(self) -> None:
+        """Double the gates' thresholds as long as that pays within the budget.
+
+        They were closed on all frames; those with much motion are the guard's now.
+        """
+        while self._noise:
+            found = self._try(self.best.multiples, 2 * self.best.gate or GATES[1])
+            if not self._improves(found, self.best):
+                return
+            self.best = found
 
     def _sweep(self) -> None:
         """Move groups apart, towards an equal price of the work that each of them saves."""
@@ -339,27 +332,8 @@ class Search:
         capped = {
             group: LARGEST if group == UNREAD else min(m, LARGEST) for group, m in multiples.items()
         }
-        setting = Candidate(capped, gate, 0.0, 0.0, 0.0, {})
         self.count += 1
-        return self._judged(capped, gate, self.trials.run(self.thresholds(setting)))
-
-    def _judged(self, multiples: Multiples, gate: float, trial: Trial) -> Candidate:
-        return Candidate(
-            multiples,
-            gate,
-            self.error(trial.outputs),
-            self._mean(self._drifts, trial.outputs),
-            self._cost(trial.shares),
-            trial.shares,
-        )
-
-    def _mean(self, errors: Sequence[ErrorOf], outputs: Sequence[Sequence[Outputs]]) -> float:
-        phases = [list(phase) for phase in self.trials.phases]
-        found = [
-            error(values, frames)
-            for error, values, frames in zip(errors, outputs, phases, strict=True)
-        ]
-        return float(np.average(found, weights=[len(frames) for frames in phases]))
+        return self._judge.judged(capped, gate, self.trials.run(self._thresholds(capped, gate)))
 
 
 def _scaled(multiples: Multiples, octaves: float) -> Multiples:

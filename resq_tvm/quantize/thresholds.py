@@ -60,6 +60,8 @@ class FitReport:
         Layer → share of its output tiles that are active.
     gate : float
         Thresholds of the gates, in multiples of a block's expected noise energy; 0 is open.
+    alone : int
+        Frames of ``frames`` that the guard computes on their own: everything is active in them.
     trials : int
         Runs of the residual program over some of the frames.
     interrupted : bool
@@ -79,6 +81,7 @@ class FitReport:
     cost: float
     shares: dict[str, float]
     gate: float
+    alone: int
     trials: int
     interrupted: bool
 
@@ -102,6 +105,7 @@ def fit_thresholds(
     period: int | None = None,
     state_dtype: str = "float16",
     artifact: Artifact | None = None,
+    guard: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[QuantizedNetwork, FitReport]:
     """Fit the policy's thresholds and the gates' to a budget.
@@ -132,6 +136,11 @@ def fit_thresholds(
     artifact : Artifact, optional
         Compiled from the network (with any thresholds), for this machine: runs the trials in place
         of PyTorch, with the same results and many times faster.
+    guard : bool
+        Fit for sessions with their guard (the default of `resq_tvm.Session`): frames on which the
+        residual costs more than about three quarters of one with everything active are computed
+        on their own, at that cost and with a plain frame's error. A ceiling on the cost is kept
+        without.
     progress : callable, optional
         Called with a line at every step.
 
@@ -187,7 +196,8 @@ def fit_thresholds(
     parts = qnet, frames, period, _phases(frames, period), state_dtype
     trials = Trials(*parts) if artifact is None else CompiledTrials(*parts, artifact)
     groups = choice_groups(main, getattr(error, "outputs", None))
-    search = Search(trials, error, wanted, cost or work, groups, _noise_energies(qnet), say)
+    noise = _noise_energies(qnet)
+    search = Search(trials, error, wanted, cost or work, groups, noise, guard, say)
     interrupted = search.run()
     best = search.best
     report = FitReport(
@@ -204,6 +214,7 @@ def fit_thresholds(
         cost=best.cost,
         shares=best.shares,
         gate=best.gate,
+        alone=best.alone,
         trials=search.count,
         interrupted=interrupted,
     )

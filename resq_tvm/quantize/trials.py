@@ -45,13 +45,13 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Trial:
-    """Outputs per phase and frame, and the mean share of active tiles per layer.
+    """Outputs per phase and frame; layer → share of active tiles, per residual frame of a phase.
 
     Frames of a phase that are not residual frames have the outputs of a keyframe.
     """
 
     outputs: list[list[Outputs]]
-    shares: dict[str, float]
+    shares: list[list[dict[str, float]]]
 
 
 class Trials:
@@ -114,16 +114,17 @@ class Trials:
     def run(self, thresholds: Thresholds) -> Trial:
         """Run the residual frames of all phases."""
         self._thresholds = thresholds
-        outputs, shares = [], []
+        trial = Trial([], [])
         for phase in self.phases:
-            outputs.append(list(self.key_outputs))
+            outputs, shares = list(self.key_outputs), []
             for number, key in phase.items():
                 self._moved = {}
                 results, _ = self._residual(*self._inputs[number], *self._states[key])
-                outputs[-1][number] = self._source_layout(results)
+                outputs[number] = self._source_layout(results)
                 shares.append(self.meter.shares(self._moved))
-        mean = {layer: float(np.mean([s[layer] for s in shares])) for layer in shares[0]}
-        return Trial(outputs, mean)
+            trial.outputs.append(outputs)
+            trial.shares.append(shares)
+        return trial
 
     def held(self) -> list[list[Outputs]]:
         """Return the outputs of holding the keyframe's, per phase and frame."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tvm import relax
 
-from resq_tvm.quantize.activity import TILE, active_share, mac_share
+from resq_tvm.quantize.activity import TILE, Reach, mac_share
 from tests.resq_tvm.quantize.networks import small_network
 
 op = relax.op
@@ -52,9 +52,9 @@ def test_convolution(seed: int) -> None:
         ),
         1, height, width, 1,
     )  # fmt: skip
-    moved = torch.from_numpy(rng.random((1, height, width)) < 0.04)
+    moved = rng.random((1, height, width)) < 0.04
     top, left, bottom, right = pads
-    padded = F.pad(moved[0].float(), (left, right, top, bottom))
+    padded = F.pad(torch.from_numpy(moved[0]).float(), (left, right, top, bottom))
     reached = torch.tensor(
         [
             [
@@ -67,7 +67,7 @@ def test_convolution(seed: int) -> None:
             for i in range(int(call.ty.shape[1]))
         ]
     )  # fmt: skip
-    assert active_share(call, moved) == pytest.approx(by_hand(reached))
+    assert Reach.of(call).active_share(moved) == pytest.approx(by_hand(reached))
 
 
 def test_transposed_convolution_and_dense() -> None:
@@ -78,12 +78,12 @@ def test_transposed_convolution_and_dense() -> None:
         ),
         1, 4, 8, 1,
     )  # fmt: skip
-    moved = torch.zeros((1, 4, 8), dtype=torch.bool)
+    moved = np.zeros((1, 4, 8), bool)
     moved[0, 1, 3] = True  # reaches rows 2 and 3, columns 6 and 7: one tile of 4 x 4
-    assert active_share(call, moved) == pytest.approx(1 / 16)
+    assert Reach.of(call).active_share(moved) == pytest.approx(1 / 16)
     dense = called(lambda x: op.matmul(x, relax.const(np.ones((3, 2), "float32"))), 1, 3)
-    assert active_share(dense, torch.tensor([True])) == 1.0
-    assert active_share(dense, torch.tensor([False])) == 0.0
+    assert Reach.of(dense).active_share(np.array([True])) == 1.0
+    assert Reach.of(dense).active_share(np.array([False])) == 0.0
 
 
 def test_mac_share_weighs_layers_by_their_work() -> None:

@@ -52,10 +52,11 @@ def error(clip: list[NDArray[np.float32]]) -> Any:
 def test_error_budget(qnet: QuantizedNetwork, clip: Any, error: Any) -> None:
     lines: list[str] = []
     fitted, report = resq.fit_thresholds(
-        qnet, [clip], error=error, budget="4 % output", progress=lines.append
+        qnet, [clip], error=error, budget="4 % output", guard=False, progress=lines.append
     )
     assert report.static_error < report.error <= report.static_error + 4
-    assert report.work < 0.8 * report.static_work and report.cost == report.work
+    assert report.work < 0.8 * report.static_work
+    assert report.cost == pytest.approx(report.work)
     assert report.hold_error > report.error and report.recovery is not None
     assert not report.interrupted and report.trials >= 10 and lines
     assert report.to_dict()["recovery"] == report.recovery
@@ -93,6 +94,26 @@ def test_work_budget_and_own_cost(qnet: QuantizedNetwork, clip: Any, error: Any)
     assert timed.cost <= 3 and timed.cost == pytest.approx(6 * timed.shares["head"])
     with pytest.raises(ConfigError, match="cannot be kept"):
         fit_thresholds(qnet, [clip], error=error, budget="3 ms", cost=lambda _shares: 4.0)
+
+
+def test_the_guard_takes_frames_in_which_everything_changes(qnet: QuantizedNetwork) -> None:
+    clip = busy_clip(12)
+    for frame in clip[5:8]:
+        frame *= -1
+    error = output_error(float_outputs(small_network(), clip))
+    found = {}
+    for guard in (True, False):
+        _, report = fit_thresholds(qnet, [clip], error=error, budget="4 % output", guard=guard)
+        assert report.error <= report.static_error + 4
+        found[guard] = report
+    # At each of two phases two or three of these frames are residual frames.
+    assert 4 <= found[True].alone <= 6 and found[False].alone == 0
+    assert found[True].cost < 0.8 * found[False].cost
+    # What the guard leaves is dropped more freely: the quiet frames' share of the work.
+    alone = found[True].alone / found[True].frames
+    assert (found[True].work - alone) / (1 - alone) < 0.8 * found[False].work
+    _, bounded = fit_thresholds(qnet, [clip], error=error, budget="50 % work")
+    assert bounded.alone == 0 and bounded.cost <= 0.5
 
 
 def test_choices_that_move_alone_save_more(
