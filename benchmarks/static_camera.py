@@ -2,11 +2,11 @@
 
     python -m benchmarks.static_camera --case blazepose_vtest espnet_car espnet_vtest
 
-Per case thresholds are fitted on the first frames of the clip; then the clip runs at period T, with
-these thresholds and with multiples of them (``--scales``): mean milliseconds of whole `Session`
+Per case thresholds are fitted on the first frames of the clip (``--guard``: for sessions with their
+guard, the default of sessions); then the clip runs at period T, with these thresholds and with
+multiples of them (``--scales``), with the guard and without: mean milliseconds of whole `Session`
 calls, keyframes included, against a plain W8A8 artifact frame by frame and the peers, and the
-recovery beside that of static W8A8->W8A8, with sessions that compute every residual and with guarded
-ones (the default), for which thresholds are fitted where ``--guard`` is given. ``--qnet CASE=FOLDER`` takes a fitted network. Outputs
+recovery beside that of static W8A8->W8A8. ``--qnet CASE=FOLDER`` takes a fitted network. Outputs
 that the judging does not read are held on residual frames (`benchmarks.cases`); the plain artifact
 and the peers compute them.
 """
