@@ -138,7 +138,7 @@ class _PhaseBlock:
             y, x = tile.at(i, j)
             return y * sy + self.phase.oy, x * sx + self.phase.ox
 
-        if ahead and active is None:
+        if ahead and self.ctx.kernel.sparse is None:
             shape = (tile_y, tile_x)
             fetch_ahead(self.ctx, shape, lambda i, j: place(i, j + ahead), first, len(lanes))
         if tile.pixels:

@@ -177,7 +177,7 @@ class _Block:
         def place(i: int, j: Expr) -> tuple[Expr, Expr]:
             return (y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox
 
-        if ahead and active is None:
+        if ahead and self.ctx.kernel.sparse is None:
             fetch_ahead(self.ctx, self.tile, lambda i, j: place(i, j + ahead), c, 1)
         start = code.bind(load(self.start, [row, 0], LANES))
         acc = {}
