@@ -108,7 +108,7 @@ def _emit_changed(
     ]
     windows = partial(convolution, ctx.kernel, phase, height)
     lie = (anchor.out_stride, (phase.oy, phase.ox))
-    finish = epilogue.finisher(height, width, *lie)
+    finish = epilogue.finisher(*lie)
     ahead = NextTile(ctx, phase, tile, sum(part.block.count for part in blocks))
     with changed_tiles(ctx, *plane, height, width, windows, *lie, finish) as at:
         done = 0

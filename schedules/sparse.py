@@ -32,6 +32,7 @@ from resq_tvm.schedules.listing import (
 from resq_tvm.schedules.tiles import overlap
 
 _BYTES = 64  # of a vector
+_FEW = 32  # channels: pixels of a row share vectors where the policy looks at them
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Tile:
         return load(ys, [j], 1), load(xs, [j], 1)
 
 
+Finish = Callable[[Tile, tuple[int, int]], None] | None
+
+
 @contextmanager
 def changed_tiles(
     ctx: Context,
@@ -74,7 +78,7 @@ def changed_tiles(
     windows: Windows,
     stride: tuple[int, int] = (1, 1),
     offset: tuple[int, int] = (0, 0),
-    finish: Callable[[Tile], None] | None = None,
+    finish: Finish = None,
     together: int = 1,
 ) -> Iterator[Tile]:
     """Nest what follows in a loop over the tiles of a plane that need work.
@@ -98,21 +102,33 @@ def changed_tiles(
         themselves.
     """
     plane, size = (rows, columns), (tile_y, tile_x)
+    finished = _finished(ctx, plane, size)
     if together > 1:
-        counts = list_pixels(ctx, windows)
+        changed, reset = list_pixels(ctx, windows)
     else:
-        counts = list_tiles(ctx, plane, size, windows, stride, offset)
-    changed, reset = counts
+        changed, reset = list_tiles(ctx, plane, size, windows, stride, offset, finished > 1)
     resting = rests_at_zero(ctx.kernel)
     walk = partial(_walk, ctx, (changed, None if resting else reset), plane, size)
     with walk(together) as tile:
         yield tile
     if finish is not None:
-        with walk(MOST_GATHERED if together > 1 else 1) as tile:
-            finish(tile)
+        with walk(finished) as tile:
+            finish(tile, (1, len(tile.pixels)) if tile.pixels else size)
     if resting:
         with _walk(ctx, (None, reset), plane, size, 1) as tile:
             _clear(ctx, tile, size, stride, offset)
+
+
+def _finished(ctx: Context, plane: tuple[int, int], size: tuple[int, int]) -> int:
+    """Return how many tiles are finished together: as many as fill the lanes of a vector.
+
+    One where tiles overlap, which has to be known then, or where few channels let the pixels of a
+    row share vectors.
+    """
+    few = ctx.kernel.c <= _FEW and size[1] > 1
+    overlapping = any(extent % length for extent, length in zip(plane, size, strict=True))
+    pixels = size[0] * size[1]
+    return 1 if few or overlapping or MOST_GATHERED % pixels else MOST_GATHERED // pixels
 
 
 @contextmanager
@@ -153,12 +169,7 @@ def _walk(
         position = code.bind(load(buffers.list, [slot], together), "tile")
         i, j = _row_and_column(position, ceil_div(columns, tile_x), together)
         if together > 1:
-            table = ys, xs = _kept(code, i, together), _kept(code, j, together)
-            pixels = tuple(
-                (code.bind(load(ys, [n], 1), "y"), code.bind(load(xs, [n], 1), "x"))
-                for n in range(together)
-            )
-            return Tile(*pixels[0], active, later=later, pixels=pixels, table=table)
+            return _gathered(code, (i, j), together, size, active, later)
         y, x = code.bind(overlap(i, tile_y, rows), "y"), code.bind(overlap(j, tile_x, columns), "x")
         before_y = 0 if rows % tile_y == 0 else i * tile_y - y
         before_x = 0 if columns % tile_x == 0 else j * tile_x - x
@@ -168,6 +179,35 @@ def _walk(
         ahead = ctx.decision.prefetch
         later = tile(tirx.Min(p + ahead, total - 1)) if ahead else None
         yield tile(p, later)
+
+
+def _gathered(
+    code: Code,
+    numbers: tuple[Expr, Expr],
+    together: int,
+    size: tuple[int, int],
+    active: Expr | None,
+    later: Tile | None,
+) -> Tile:
+    """Return the pixels of several tiles as one; ``numbers`` are the tiles' rows and columns."""
+    kept = [_kept(code, value, together) for value in numbers]
+    corners = [
+        [code.bind(load(buffer, [n], 1) * length, "at") for n in range(together)]
+        for buffer, length in zip(kept, size, strict=True)
+    ]
+    pixels = tuple(
+        (y + i, x + j)
+        for y, x in zip(*corners, strict=True)
+        for i in range(size[0])
+        for j in range(size[1])
+    )
+    if len(pixels) > together:
+        kept = [code.allocate(len(pixels), "int32", "at") for _ in kept]
+        for n, position in enumerate(pixels):
+            for buffer, value in zip(kept, position, strict=True):
+                code.store(buffer, [n], value, 1)
+    ys, xs = kept
+    return Tile(*pixels[0], active, later=later, pixels=pixels, table=(ys, xs))
 
 
 def _sum(a: Expr | None, b: Expr | None) -> Expr:
