@@ -116,10 +116,23 @@ class Workspace:
                 shared = _map(f"{kernel.name}_changed", kernel.h, kernel.w)
                 out_maps[spec.name] = gate_map or shared
             self.maps[var] = out_maps[spec.name]
-        sparse = Sparse(
-            maps, everywhere, out_maps, 1, self.kernels, index, self.list_size, gate_map
-        )
         code = kernel.code
+        differences = frozenset(
+            spec.name
+            for var, spec in inputs.items()
+            if var in self.maps and (spec.dtype == code.dtype or var.name in self.deltas)
+        )
+        sparse = Sparse(
+            maps,
+            everywhere,
+            out_maps,
+            1,
+            self.kernels,
+            index,
+            self.list_size,
+            gate_map,
+            differences,
+        )
         full = [
             var
             for var, spec in zip(results, kernel.outputs, strict=True)

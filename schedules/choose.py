@@ -52,7 +52,7 @@ class Chooser:
             self._energies[contiguous] = Energy(self.ctx, self.spec, self.candidates, contiguous)
         energy = self._energies[contiguous]
         if tile.pixels:
-            columns = self._anywhere(energy, tile, width)
+            columns = self._anywhere(energy, tile, width, stride, offset)
         else:
             columns = [[] for _ in self.candidates]
             for i in range(height):
@@ -90,7 +90,14 @@ class Chooser:
                     with code.when(tirx.EQ(wanted, tirx.const(few, "int32"))):
                         self._rewrite(y, x, few, shift)
 
-    def _anywhere(self, energy: Energy, tile: Tile, count: int) -> list[list[Expr]]:
+    def _anywhere(
+        self,
+        energy: Energy,
+        tile: Tile,
+        count: int,
+        stride: tuple[int, int],
+        offset: tuple[int, int],
+    ) -> list[list[Expr]]:
         """Return per candidate the vectors of gathered pixels, one each."""
         code = self.code
         columns: list[list[Expr]] = [[] for _ in self.candidates]
@@ -98,7 +105,7 @@ class Chooser:
             some = min(_STACKED, count - first)
             held = [code.allocate(LANES * some, "int32", "e") for _ in self.candidates]
             with code.loop(some, "j") as j:
-                y, x = tile.at(0, j + first)
+                y, x = self._place(tile, 0, j + first, stride, offset)
                 for buffer, (part,) in zip(held, energy.row(y, x, 1, 1), strict=True):
                     code.store(buffer, [j * LANES], part, LANES)
             for column, buffer in zip(columns, held, strict=True):

@@ -16,7 +16,6 @@ from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div
 from resq_tvm.schedules.dotcore import DotCore
 from resq_tvm.schedules.dots import dot_for
 from resq_tvm.schedules.epilogue import Epilogue
-from resq_tvm.schedules.listing import MOST_GATHERED
 from resq_tvm.schedules.packing import densify
 from resq_tvm.schedules.prefetch import NextTile, fetch_ahead
 from resq_tvm.schedules.reach import convolution
@@ -70,7 +69,7 @@ def _emit_changed(ctx: Context, core: type[Core], epilogue: Epilogue) -> None:
             listed, together = (1, 1), shape[1]
         windows = partial(convolution, ctx.kernel, phase, listed[0])
         lie = ((sy, sx), (phase.oy, phase.ox))
-        finish = epilogue.finisher(*(shape if together == 1 else (1, MOST_GATHERED)), *lie)
+        finish = epilogue.finisher(*lie)
         ahead = NextTile(ctx, phase, listed, sum(b.count for b in blocks))
         tiles = changed_tiles(ctx, rows, columns, *listed, windows, *lie, finish, together)
         with tiles as tile:
@@ -138,7 +137,7 @@ class _PhaseBlock:
             y, x = tile.at(i, j)
             return y * sy + self.phase.oy, x * sx + self.phase.ox
 
-        if ahead and active is None:
+        if ahead and self.ctx.kernel.sparse is None:
             shape = (tile_y, tile_x)
             fetch_ahead(self.ctx, shape, lambda i, j: place(i, j + ahead), first, len(lanes))
         if tile.pixels:

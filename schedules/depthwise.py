@@ -32,7 +32,7 @@ def emit_depthwise(ctx: Context, kind: type[DepthwiseBlock] | None = None) -> No
         if ctx.kernel.sparse is not None:
             windows = partial(convolution, ctx.kernel, phase, 1)
             lie = (anchor.out_stride, (phase.oy, phase.ox))
-            finish = epilogue.finisher(1, width, *lie)
+            finish = epilogue.finisher(*lie)
             with changed_tiles(ctx, rows, columns, 1, width, windows, *lie, finish) as tile:
                 for block in blocks:
                     with ctx.code.loop(block.block.count, "c") as o:

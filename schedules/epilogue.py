@@ -26,7 +26,7 @@ from resq_tvm.schedules.code import (
 )
 from resq_tvm.schedules.context import LANES, Context, at, pad_channels
 from resq_tvm.schedules.ranges import node_ranges
-from resq_tvm.schedules.sparse import Tile
+from resq_tvm.schedules.sparse import Finish, Tile
 from resq_tvm.schedules.spec import Node, Store, TensorSpec
 
 _MAGIC_BITS = int(np.float32(vecmath.MAGIC).view(np.int32))
@@ -139,24 +139,18 @@ class Epilogue:
                 self.pixel(value, y, x, c, lanes)
 
     def finisher(
-        self,
-        height: int,
-        width: int,
-        stride: tuple[int, int] = (1, 1),
-        offset: tuple[int, int] = (0, 0),
-    ) -> Callable[[Tile], None] | None:
-        """Return what ends a tile: the choice of its pixels' bits; None without a choice.
+        self, stride: tuple[int, int] = (1, 1), offset: tuple[int, int] = (0, 0)
+    ) -> Finish:
+        """Return what ends a tile of a given size: the choice of its pixels' bits.
 
         The tile's pixels lie ``stride`` apart in the output, the first at ``offset``.
         """
-        if not self.choosers:
-            return None
 
-        def finish(tile: Tile) -> None:
+        def finish(tile: Tile, size: tuple[int, int]) -> None:
             for chooser in self.choosers.values():
-                chooser.finish(tile, (height, width), stride, offset)
+                chooser.finish(tile, size, stride, offset)
 
-        return finish
+        return finish if self.choosers else None
 
     def pixel(self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
         """Evaluate the nodes at one pixel and store; `channels` must have been called."""

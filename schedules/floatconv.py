@@ -40,7 +40,7 @@ def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phas
     if kernel.sparse is not None:
         windows = partial(convolution, kernel, phase, 1)
         lie = ((sy, sx), (phase.oy, phase.ox))
-        finish = epilogue.finisher(1, 1, *lie)
+        finish = epilogue.finisher(*lie)
         loops: Any = changed_tiles(ctx, rows, columns, 1, 1, windows, *lie, finish)
     else:
         loops = every_pixel(ctx, rows, columns)

@@ -108,7 +108,7 @@ def _emit_changed(
     ]
     windows = partial(convolution, ctx.kernel, phase, height)
     lie = (anchor.out_stride, (phase.oy, phase.ox))
-    finish = epilogue.finisher(height, width, *lie)
+    finish = epilogue.finisher(*lie)
     ahead = NextTile(ctx, phase, tile, sum(part.block.count for part in blocks))
     with changed_tiles(ctx, *plane, height, width, windows, *lie, finish) as at:
         done = 0
@@ -177,7 +177,7 @@ class _Block:
         def place(i: int, j: Expr) -> tuple[Expr, Expr]:
             return (y0 + i) * sy + self.phase.oy, (x0 + j) * sx + self.phase.ox
 
-        if ahead and active is None:
+        if ahead and self.ctx.kernel.sparse is None:
             fetch_ahead(self.ctx, self.tile, lambda i, j: place(i, j + ahead), c, 1)
         start = code.bind(load(self.start, [row, 0], LANES))
         acc = {}

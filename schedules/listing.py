@@ -43,6 +43,7 @@ def list_tiles(
     windows: Windows,
     stride: tuple[int, int],
     offset: tuple[int, int],
+    full: bool = False,
 ) -> Counts:
     """List the tiles of a plane; return how many changed, and how many are to be reset.
 
@@ -57,6 +58,8 @@ def list_tiles(
         on.
     stride, offset : tuple of int
         Where the plane's pixels lie in the output.
+    full : bool
+        Whether the list ends with several tiles to be read at once.
     """
     code, sparse, buffers = ctx.code, ctx.kernel.sparse, ctx.sparse
     assert sparse is not None and buffers is not None
@@ -89,6 +92,8 @@ def list_tiles(
                     _mark_tile(ctx, seen, (y, x), size, stride, offset, active)
         listed.changed(position, active)
         listed.reset(position, used & (active ^ one))
+    if full:
+        listed.fill_up()
     return listed.counts()
 
 

@@ -26,7 +26,9 @@ _ARM_PIXELS = 4  # times 4 outputs (16 with sdot): 16 vectors of accumulators
 # Outputs that take about as long as memory does to answer, with what epilogue and policy cost; and
 # tiles ahead beyond which fetching no longer gets better.
 _LATENCY, _MOST_AHEAD = 3000, 6
-_SPARSE_TILE = (2, 4)  # at most, depthwise: the more pixels, the more of them without a change
+# Depthwise tiles at most: the more pixels, the more of them without a change. On planes of few
+# pixels most of them change.
+_SPARSE_TILE, _SPARSE_TILE_OF_FEW, _FEW_PIXELS = (2, 2), (2, 4), 64
 _MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
 
 Rule = Callable[[FusedKernel, Target], Decision | None]
@@ -47,7 +49,10 @@ def interleave(kernel: FusedKernel, target: Target) -> Decision | None:
         return None
     rows, columns = phase_plane(kernel, anchor)
     registers = _ACCUMULATORS[target.isa]
-    most_y, most_x = (4, registers) if kernel.sparse is None else _SPARSE_TILE
+    most_y, most_x = (4, registers)
+    if kernel.sparse is not None:
+        few = rows * columns <= _FEW_PIXELS
+        most_y, most_x = _SPARSE_TILE_OF_FEW if few else _SPARSE_TILE
     tiles = [
         (tile_y, tile_x)
         for tile_y in range(1, min(most_y, rows) + 1)

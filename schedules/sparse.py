@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
+from resq_tvm.schedules.atrest import rests_at_zero
 from resq_tvm.schedules.code import Code, Expr, cast, constant, index_of, load
-from resq_tvm.schedules.context import Context, ceil_div
+from resq_tvm.schedules.context import Context, at, ceil_div
 from resq_tvm.schedules.listing import (
     MOST_GATHERED,
-    Counts,
     Windows,
     from_end,
     list_pixels,
@@ -30,10 +31,15 @@ from resq_tvm.schedules.listing import (
 )
 from resq_tvm.schedules.tiles import overlap
 
+_BYTES = 64  # of a vector
+_FEW = 32  # channels: pixels of a row share vectors where the policy looks at them
+
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile to work on: its first row and column, and whether it changed (int32: 1, else 0).
+    """A tile to work on: its first row and column, and whether it changed.
+
+    ``active`` is int32 1 or 0; None if all tiles of the loop changed.
 
     Its first ``before_y`` rows and ``before_x`` columns belong to the tiles before it. ``later`` is
     the tile that is fetched while this one is worked on. A gathered tile is a row of pixels whose
@@ -43,7 +49,7 @@ class Tile:
 
     y: Expr
     x: Expr
-    active: Expr = 1
+    active: Expr | None = None
     before_y: Expr = 0
     before_x: Expr = 0
     later: Tile | None = None
@@ -59,6 +65,9 @@ class Tile:
         return load(ys, [j], 1), load(xs, [j], 1)
 
 
+Finish = Callable[[Tile, tuple[int, int]], None] | None
+
+
 @contextmanager
 def changed_tiles(
     ctx: Context,
@@ -69,7 +78,7 @@ def changed_tiles(
     windows: Windows,
     stride: tuple[int, int] = (1, 1),
     offset: tuple[int, int] = (0, 0),
-    finish: Callable[[Tile], None] | None = None,
+    finish: Finish = None,
     together: int = 1,
 ) -> Iterator[Tile]:
     """Nest what follows in a loop over the tiles of a plane that need work.
@@ -93,58 +102,148 @@ def changed_tiles(
         themselves.
     """
     plane, size = (rows, columns), (tile_y, tile_x)
+    finished = _finished(ctx, plane, size)
     if together > 1:
-        counts = list_pixels(ctx, windows)
+        changed, reset = list_pixels(ctx, windows)
     else:
-        counts = list_tiles(ctx, plane, size, windows, stride, offset)
-    walk = partial(_walk, ctx, counts, plane, size)
+        changed, reset = list_tiles(ctx, plane, size, windows, stride, offset, finished > 1)
+    resting = rests_at_zero(ctx.kernel)
+    walk = partial(_walk, ctx, (changed, None if resting else reset), plane, size)
     with walk(together) as tile:
         yield tile
     if finish is not None:
-        with walk(MOST_GATHERED if together > 1 else 1) as tile:
-            finish(tile)
+        with walk(finished) as tile:
+            finish(tile, (1, len(tile.pixels)) if tile.pixels else size)
+    if resting:
+        with _walk(ctx, (None, reset), plane, size, 1) as tile:
+            _clear(ctx, tile, size, stride, offset)
+
+
+def _finished(ctx: Context, plane: tuple[int, int], size: tuple[int, int]) -> int:
+    """Return how many tiles are finished together: as many as fill the lanes of a vector.
+
+    One where tiles overlap, which has to be known then, or where few channels let the pixels of a
+    row share vectors.
+    """
+    few = ctx.kernel.c <= _FEW and size[1] > 1
+    overlapping = any(extent % length for extent, length in zip(plane, size, strict=True))
+    pixels = size[0] * size[1]
+    return 1 if few or overlapping or MOST_GATHERED % pixels else MOST_GATHERED // pixels
 
 
 @contextmanager
 def _walk(
     ctx: Context,
-    counts: Counts,
+    counts: tuple[Expr | None, Expr | None],
     plane: tuple[int, int],
     size: tuple[int, int],
     together: int,
 ) -> Iterator[Tile]:
-    """Nest what follows in a loop over the list of tiles: ``counts`` that changed, to be reset."""
+    """Nest what follows in a loop over the list: ``counts`` that changed, that are to be reset.
+
+    None leaves an end of the list out.
+    """
     code, buffers = ctx.code, ctx.sparse
     assert buffers is not None
     (rows, columns), (tile_y, tile_x) = plane, size
-    changed, reset = counts
-    groups = code.bind(_groups(changed, together), "groups")
-    total = code.bind(groups + _groups(reset, together), "total")
+    groups, resets = (None if n is None else _groups(n, together) for n in counts)
+    if groups is not None and resets is not None:
+        groups = code.bind(groups, "groups")
+    total = code.bind(_sum(groups, resets), "total")
 
-    def tile(number: Expr, later: Tile | None = None) -> Tile:
+    def place(number: Expr) -> tuple[Expr, Expr | None]:
+        """Return where the tiles of a group are in the list, and whether they changed."""
+        if resets is None:
+            return number * together, None
+        # The pixels of a tile may come in any order, so that both ends are read alike.
+        last = together - 1
+        if groups is None:
+            return from_end(ctx, number * together + last), None
         active = code.bind(number < groups, "active")
         first = tirx.Select(active, number, number - groups) * together
-        # The pixels of a tile may come in any order, so that both ends are read alike.
-        slot = tirx.Select(active, first, from_end(ctx, first + (together - 1)))
+        slot = tirx.Select(active, first, from_end(ctx, first + last))
+        return slot, cast(active, "int32", 1)
+
+    def tile(number: Expr, later: Tile | None = None) -> Tile:
+        slot, active = place(number)
         position = code.bind(load(buffers.list, [slot], together), "tile")
         i, j = _row_and_column(position, ceil_div(columns, tile_x), together)
-        work = cast(active, "int32", 1)
         if together > 1:
-            table = ys, xs = _kept(code, i, together), _kept(code, j, together)
-            pixels = tuple(
-                (code.bind(load(ys, [n], 1), "y"), code.bind(load(xs, [n], 1), "x"))
-                for n in range(together)
-            )
-            return Tile(*pixels[0], work, later=later, pixels=pixels, table=table)
+            return _gathered(code, (i, j), together, size, active, later)
         y, x = code.bind(overlap(i, tile_y, rows), "y"), code.bind(overlap(j, tile_x, columns), "x")
         before_y = 0 if rows % tile_y == 0 else i * tile_y - y
         before_x = 0 if columns % tile_x == 0 else j * tile_x - x
-        return Tile(y, x, work, before_y, before_x, later)
+        return Tile(y, x, active, before_y, before_x, later)
 
     with code.loop(total, "p", ctx.decision.parallel) as p:
         ahead = ctx.decision.prefetch
         later = tile(tirx.Min(p + ahead, total - 1)) if ahead else None
         yield tile(p, later)
+
+
+def _gathered(
+    code: Code,
+    numbers: tuple[Expr, Expr],
+    together: int,
+    size: tuple[int, int],
+    active: Expr | None,
+    later: Tile | None,
+) -> Tile:
+    """Return the pixels of several tiles as one; ``numbers`` are the tiles' rows and columns."""
+    kept = [_kept(code, value, together) for value in numbers]
+    corners = [
+        [code.bind(load(buffer, [n], 1) * length, "at") for n in range(together)]
+        for buffer, length in zip(kept, size, strict=True)
+    ]
+    pixels = tuple(
+        (y + i, x + j)
+        for y, x in zip(*corners, strict=True)
+        for i in range(size[0])
+        for j in range(size[1])
+    )
+    if len(pixels) > together:
+        kept = [code.allocate(len(pixels), "int32", "at") for _ in kept]
+        for n, position in enumerate(pixels):
+            for buffer, value in zip(kept, position, strict=True):
+                code.store(buffer, [n], value, 1)
+    ys, xs = kept
+    return Tile(*pixels[0], active, later=later, pixels=pixels, table=(ys, xs))
+
+
+def _sum(a: Expr | None, b: Expr | None) -> Expr:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _clear(
+    ctx: Context,
+    tile: Tile,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    offset: tuple[int, int],
+) -> None:
+    """Make a tile zero in all outputs, and unmarked where it has bits."""
+    code, kernel = ctx.code, ctx.kernel
+    assert kernel.sparse is not None
+    with code.loop(size[0], "i") as i, code.loop(size[1], "j") as j:
+        y = (tile.y + i) * stride[0] + offset[0]
+        x = (tile.x + j) * stride[1] + offset[1]
+        for store in kernel.stores:
+            spec = kernel.tensor(store.name)
+            zero = kernel.code.zero_point if spec.dtype == kernel.code.dtype else 0
+            buffer, lanes = ctx.buffer(spec.name), _BYTES // np.dtype(spec.dtype).itemsize
+            whole, rest = divmod(spec.c_phys, lanes)
+            if whole:
+                with code.loop(whole, "c") as c:
+                    value = constant(zero, spec.dtype, lanes)
+                    code.store(buffer, at(spec, y, x, c * lanes), value, lanes)
+            if rest:
+                value = constant(zero, spec.dtype, rest)
+                code.store(buffer, at(spec, y, x, whole * lanes), value, rest)
+            if store.choice is not None:
+                seen = ctx.buffer(kernel.sparse.out_maps[store.name].name)
+                code.store(seen, [0, y, x, 0], tirx.const(0, "uint8"), 1)
 
 
 def _groups(count: Expr, together: int) -> Expr:
@@ -171,7 +270,7 @@ def every_pixel(ctx: Context, rows: int, columns: int) -> Iterator[Tile]:
     """Nest what follows in a loop over all pixels, as `changed_tiles` does over some."""
     code = ctx.code
     with code.loop(rows, "y", ctx.decision.parallel) as y, code.loop(columns, "x") as x:
-        yield Tile(y, x, tirx.const(1, "int32"))
+        yield Tile(y, x)
 
 
 def choose_row(changed: Expr, row: Expr, otherwise: int) -> Expr:

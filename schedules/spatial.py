@@ -56,7 +56,7 @@ def over_output(ctx: Context, value: Value, depends: Reach | None = None) -> Non
         emit_gate(ctx, epilogue)
     width = min(_RUN, kernel.w)
     windows = _windows(kernel, depends)
-    finish = epilogue.finisher(1, width)
+    finish = epilogue.finisher()
     tiles = changed_tiles(ctx, kernel.h, kernel.w, 1, width, windows, finish=finish)
     with tiles as tile:
         with code.loop(width, "j") as j:

@@ -257,8 +257,8 @@ class Sparse:
 
     A *map* is uint8 ``(1, h, w, 1)`` beside a tensor: 0 where a pixel is as on the keyframe.
     Outputs are kept from frame to frame. A tile that did not change, but had when it was last
-    computed, gets the value of a zero difference (the epilogue on accumulators of zero); any
-    other unchanged tile still holds that value and is left alone.
+    computed, is *reset*: it gets the value of a zero difference (zero, or the epilogue on
+    accumulators of zero); any other unchanged tile still holds that value and is left alone.
 
     The PrimFunc's parameters are: inputs, maps of inputs, thresholds, packed constants, outputs,
     maps of outputs, the kernel's tiles (uint8: 1 computed, 2 without content, else 0), the list of
@@ -275,6 +275,8 @@ class Sparse:
         of computed tiles.
     gate_map : TensorSpec or None
         Map of the kernel's gate, an output.
+    differences : frozenset of str
+        Inputs that are zero where their map is.
     thresholds, counts : int
         Lengths of these parameters.
     index : int
@@ -289,6 +291,7 @@ class Sparse:
     index: int
     list_size: int
     gate_map: TensorSpec | None = None
+    differences: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,6 +59,7 @@ def with_maps(
         for s in kernel.stores
     )
     gate = kernel.gate
+    resting = {n for n in mapped if pools or kernel.tensor(n).dtype == kernel.code.dtype}
     sparse = Sparse(
         maps={
             name: TensorSpec(seen, kernel.tensor(name).h, kernel.tensor(name).w, 1, "uint8", 1)
@@ -74,6 +75,7 @@ def with_maps(
         index=INDEX,
         list_size=kernel.h * kernel.w + MARGIN,
         gate_map=None if gate is None else TensorSpec("changed", *plane),
+        differences=frozenset(resting),
     )
     return replace(kernel, stores=stores, sparse=sparse)
 
