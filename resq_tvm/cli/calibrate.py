@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resq_tvm.cli.console import Console, table
-from resq_tvm.cli.fit import BudgetText, Labels, Tau, check_fit, fit, summary
+from resq_tvm.cli.fit import BudgetText, Guarded, Labels, Tau, check_fit, fit, summary
 from resq_tvm.cli.options import (
     Crop,
     FirstLast,
@@ -77,6 +77,7 @@ def calibrate(
     candidates: Candidates = 20,
     tau: Tau = None,
     budget: BudgetText = None,
+    guarded: Guarded = False,
     labels: Labels = None,
     json: Json = False,
 ) -> None:
@@ -104,6 +105,7 @@ def calibrate(
         candidates=candidates,
         tau=tau,
         budget=budget,
+        guarded=guarded,
         labels=labels,
     )
     check_writable(output)
@@ -125,6 +127,7 @@ def calibrate(
         candidates=candidates,
         tau=tau,
         budget=budget,
+        guarded=guarded,
         labels=labels,
         dump=None,
     )
@@ -162,6 +165,7 @@ def obtain_qnet(
     labels: Path | None,
     dump: Path | None,
     state_dtype: str = "float16",
+    guarded: bool = False,
     timed: Timed | None = None,
     tile_budget: float | None = None,
     hold: Sequence[str] | None = None,
@@ -170,6 +174,8 @@ def obtain_qnet(
 
     Parameters
     ----------
+    guarded : bool
+        Whether thresholds are fitted for sessions with their guard.
     timed : callable, optional
         Calibrated network → a cost in milliseconds (layer → active share, to ms), for budgets in
         ms.
@@ -199,7 +205,10 @@ def obtain_qnet(
         schemes = list(done.layers.values())
     else:
         schemes = [scheme, *overrides.values(), *([first_last] if first_last else [])]
-    check_fit(schemes, tau=tau, budget=budget, labels=labels, tile_budget=tile_budget, timed=timed)
+    check_fit(
+        schemes, tau=tau, budget=budget, labels=labels, tile_budget=tile_budget, guarded=guarded,
+        timed=timed,
+    )  # fmt: skip
     if done is not None:
         done = _limited(done, tile_budget, hold)
         if budget is None:
@@ -258,8 +267,8 @@ def obtain_qnet(
     if budget is None:
         return done, None
     return fit(
-        console, done, clips, processing, budget=budget, labels=labels, timed=timed,
-        state_dtype=state_dtype,
+        console, done, clips, processing, budget=budget, labels=labels, guarded=guarded,
+        timed=timed, state_dtype=state_dtype,
     )  # fmt: skip
 
 

@@ -17,7 +17,17 @@ from resq_tvm.cli.calibrate import (
     obtain_qnet,
 )
 from resq_tvm.cli.console import Console, table
-from resq_tvm.cli.fit import BudgetText, Hold, Labels, Tau, TileBudget, in_ms, outcome, summary
+from resq_tvm.cli.fit import (
+    BudgetText,
+    Guarded,
+    Hold,
+    Labels,
+    Tau,
+    TileBudget,
+    in_ms,
+    outcome,
+    summary,
+)
 from resq_tvm.cli.options import (
     Crop,
     DeviceName,
@@ -70,6 +80,7 @@ def compile(
     candidates: Candidates = 20,
     tau: Tau = None,
     budget: BudgetText = None,
+    guarded: Guarded = False,
     labels: Labels = None,
     tile_budget: TileBudget = None,
     hold: Hold = None,
@@ -145,6 +156,7 @@ def compile(
         candidates=candidates,
         tau=tau,
         budget=budget,
+        guarded=guarded,
         labels=labels,
         tile_budget=tile_budget,
         hold=hold,
@@ -169,6 +181,12 @@ def compile(
         raise ConfigError(
             f"budget {budget!r} is a time, and target {preset.name}'s kernels cannot be timed "
             "here; use '40 % work'"
+        )
+    if guarded and (is_foreign(preset) or preset.npu is not None or not frame_program):
+        why = "its runtime has none" if frame_program else "that needs the program 'frame'"
+        raise ConfigError(
+            f"--guarded fits for sessions with a guard, and on target {preset.name} {why}; "
+            "leave it out"
         )
     if cascades != "auto" and preset.npu is None:
         raise ConfigError(f"--cascades is for NPUs, and {preset.name} is none; leave it out")
@@ -198,6 +216,7 @@ def compile(
         candidates=candidates,
         tau=tau,
         budget=budget,
+        guarded=guarded,
         labels=labels,
         dump=dump,
         state_dtype=state_dtype,

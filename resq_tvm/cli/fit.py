@@ -33,6 +33,14 @@ BudgetText = Annotated[
         "residual frames may execute '40 % work', or take '3 ms' (compile).",
     ),
 ]
+Guarded = Annotated[
+    bool,
+    typer.Option(
+        "--guarded",
+        help="Fit a budget of error for sessions with their guard ('run'), which compute frames on "
+        "their own where residuals cost more; without one the error is larger.",
+    ),
+]
 TileBudget = Annotated[
     float | None,
     typer.Option(
@@ -62,6 +70,7 @@ def check_fit(
     budget: str | None,
     labels: Path | None,
     tile_budget: float | None,
+    guarded: bool,
     timed: Timed | None,
 ) -> None:
     """Refuse what cannot be fitted, before any work.
@@ -70,7 +79,7 @@ def check_fit(
     ----------
     schemes : sequence of str
         The scheme and those of overrides.
-    tau, budget, labels, tile_budget
+    tau, budget, labels, tile_budget, guarded
         As given on the command line.
     timed : callable, optional
         Calibrated network → a cost in milliseconds, where the verb can measure one.
@@ -82,6 +91,7 @@ def check_fit(
     SchemeError
         If a scheme is malformed.
     """
+    from resq_tvm.quantize.budget import Budget
     from resq_tvm.quantize.qnet import check_tile_budget
     from resq_tvm.scheme import Scheme
 
@@ -98,6 +108,11 @@ def check_fit(
         raise ConfigError(f"--tau {tau:g} and --budget {budget!r} exclude each other; give one")
     if labels is not None and budget is None:
         raise ConfigError(f"--labels {str(labels)!r} serve to fit thresholds; give --budget, too")
+    if guarded and (budget is None or Budget.parse(budget).limits_cost):
+        raise ConfigError(
+            "--guarded is about a budget of error; give one, such as --budget '5 %', "
+            f"in place of {budget or 'none'}"
+        )
     if budget is not None and in_ms(budget) and timed is None:
         raise ConfigError(
             f"budget {budget!r} is a time, which is measured on compiled kernels: give it to "
@@ -113,6 +128,7 @@ def fit(
     *,
     budget: str,
     labels: Path | None,
+    guarded: bool = False,
     timed: Timed | None = None,
     state_dtype: str = "float16",
 ) -> tuple[QuantizedNetwork, FitReport]:
@@ -172,6 +188,7 @@ def fit(
             cost=cost,
             state_dtype=state_dtype,
             artifact=artifact,
+            guard=guarded,
             progress=progress,
         )
     if report.interrupted:

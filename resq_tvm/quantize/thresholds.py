@@ -105,7 +105,7 @@ def fit_thresholds(
     period: int | None = None,
     state_dtype: str = "float16",
     artifact: Artifact | None = None,
-    guard: bool = True,
+    guard: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[QuantizedNetwork, FitReport]:
     """Fit the policy's thresholds and the gates' to a budget.
@@ -138,9 +138,9 @@ def fit_thresholds(
         of PyTorch, with the same results and many times faster.
     guard : bool
         Fit for sessions with their guard (the default of `resq_tvm.Session`): frames on which the
-        residual costs more than about three quarters of one with everything active are computed
-        on their own, at that cost and with a plain frame's error. A ceiling on the cost is kept
-        without.
+        residual costs more than about three quarters of one with everything active count with that
+        cost and with a plain frame's error. Whoever runs without a guard (`evaluate`, an edge
+        runtime) then sees more error than the budget. A ceiling on the cost is kept without.
     progress : callable, optional
         Called with a line at every step.
 

@@ -96,3 +96,19 @@ def test_the_table_tells_the_prediction(resq: Any, model: Path, tmp_path: Path) 
     (line,) = [line for line in text.splitlines() if "predicted ms of a residual frame" in line]
     assert 0 < float(line.split()[-1]) < 1000
     assert "error, % output" in text
+
+
+def test_fits_for_the_guard(resq: Any, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "net.resq"
+    command = ("compile", model, *CLIP, "--guarded", "-o", out)
+    found = resq(*command, "--budget", "300 %")
+    # Frames of noise: all of them change everywhere, so that the guard would take them.
+    assert found["arguments"]["guarded"] is True
+    assert 0 <= found["fit"]["alone"] <= found["fit"]["frames"]
+    for more, word in (
+        ((), "budget of error"),
+        (("--budget", "50 % work"), "50 % work"),
+        (("--budget", "5 %", "--target", "cortex-a53"), "cortex-a53"),
+        (("--budget", "5 %", "--no-frame-program"), "'frame'"),
+    ):
+        assert word in resq(*command, *more, code=1)["error"]["message"]

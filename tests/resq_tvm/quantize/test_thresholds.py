@@ -52,7 +52,7 @@ def error(clip: list[NDArray[np.float32]]) -> Any:
 def test_error_budget(qnet: QuantizedNetwork, clip: Any, error: Any) -> None:
     lines: list[str] = []
     fitted, report = resq.fit_thresholds(
-        qnet, [clip], error=error, budget="4 % output", guard=False, progress=lines.append
+        qnet, [clip], error=error, budget="4 % output", progress=lines.append
     )
     assert report.static_error < report.error <= report.static_error + 4
     assert report.work < 0.8 * report.static_work
@@ -112,7 +112,7 @@ def test_the_guard_takes_frames_in_which_everything_changes(qnet: QuantizedNetwo
     # What the guard leaves is dropped more freely: the quiet frames' share of the work.
     alone = found[True].alone / found[True].frames
     assert (found[True].work - alone) / (1 - alone) < 0.8 * found[False].work
-    _, bounded = fit_thresholds(qnet, [clip], error=error, budget="50 % work")
+    _, bounded = fit_thresholds(qnet, [clip], error=error, budget="50 % work", guard=True)
     assert bounded.alone == 0 and bounded.cost <= 0.5
 
 
