@@ -1,7 +1,7 @@
 """How much of a layer's work a residual frame executes.
 
 Work is done by tiles of ``TILE`` output pixels: a tile is active if any pixel in its receptive
-field has a code that is not zero.
+field has a code that is not zero. Where a pixel depends on its own place alone, it is a tile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from resq_tvm.passes.policy import choice_name
 from resq_tvm.reference.operands import ints
 from resq_tvm.scheme import Scheme
 
-TILE = (2, 4)  # output pixels, rows by columns
+TILE = (2, 2)  # output pixels, rows by columns
 
 Shares = Mapping[str, float]  # layer → share of its output tiles that are active
 Cost = Callable[[Shares], float]
@@ -98,8 +98,10 @@ def active_share(call: Any, moved: torch.Tensor) -> float:
         extra_h, extra_w = ints(at.output_padding)
         reached = F.conv_transpose2d(x, ones, None, stride, 0, 0, 1, dilation)
         reached = F.pad(reached, (-left, extra_w - right, -top, extra_h - bottom))
-    tiles = F.max_pool2d((reached > 0.5).float(), TILE, ceil_mode=True)
-    return float(tiles.mean())
+    active = (reached > 0.5).float()
+    if ones.numel() > 1 or max(stride) > 1:
+        active = F.max_pool2d(active, TILE, ceil_mode=True)
+    return float(active.mean())
 
 
 def mac_share(main: Any) -> Cost:
