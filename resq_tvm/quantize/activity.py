@@ -1,7 +1,7 @@
 """How much of a layer's work a residual frame executes.
 
 Work is done by tiles of ``TILE`` output pixels: a tile is active if any pixel in its receptive
-field has a code that is not zero.
+field has a code that is not zero. Where a pixel depends on its own place alone, it is a tile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from resq_tvm.passes.policy import choice_name
 from resq_tvm.reference.operands import ints
 from resq_tvm.scheme import Scheme
 
-TILE = (2, 4)  # output pixels, rows by columns
+TILE = (2, 2)  # output pixels, rows by columns
 
 Shares = Mapping[str, float]  # layer → share of its output tiles that are active
 Cost = Callable[[Shares], float]
@@ -123,6 +123,8 @@ class Reach:
         if not moved.any():
             return 0.0
         plane = self._along(self._along(moved[0], 0).T, 1).T
+        if self.taps == self.stride == (1, 1):
+            return float(plane.mean())
         rows, columns = plane.shape
         padded = np.zeros((rows + -rows % TILE[0], columns + -columns % TILE[1]), bool)
         padded[:rows, :columns] = plane

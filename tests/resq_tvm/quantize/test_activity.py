@@ -27,9 +27,9 @@ def called(make, *shape: int):
     return main.body.blocks[0].bindings[0].value
 
 
-def by_hand(values: torch.Tensor) -> float:
+def by_hand(values: torch.Tensor, tile: tuple[int, int] = TILE) -> float:
     """Count tiles of a (H, W) map of reached outputs."""
-    rows, columns = TILE
+    rows, columns = tile
     height, width = values.shape
     tiles = [
         bool(values[i : i + rows, j : j + columns].any())
@@ -67,7 +67,18 @@ def test_convolution(seed: int) -> None:
             for i in range(int(call.ty.shape[1]))
         ]
     )  # fmt: skip
-    assert Reach.of(call).active_share(moved) == pytest.approx(by_hand(reached))
+    tile = (1, 1) if kernel == stride == 1 else TILE
+    assert Reach.of(call).active_share(moved) == pytest.approx(by_hand(reached, tile))
+
+
+def test_pixels_of_a_pointwise_convolution_are_its_tiles() -> None:
+    weight = relax.const(np.ones((5, 1, 1, 2), "float32"))
+    call = called(
+        lambda x: op.nn.conv2d(x, weight, [1, 1], 0, [1, 1], 1, "NHWC", "OHWI"), 1, 4, 8, 2
+    )
+    moved = np.zeros((1, 4, 8), bool)
+    moved[0, 1, 3] = moved[0, 1, 4] = moved[0, 3, 7] = True
+    assert Reach.of(call).active_share(moved) == pytest.approx(3 / 32)
 
 
 def test_transposed_convolution_and_dense() -> None:
@@ -79,8 +90,8 @@ def test_transposed_convolution_and_dense() -> None:
         1, 4, 8, 1,
     )  # fmt: skip
     moved = np.zeros((1, 4, 8), bool)
-    moved[0, 1, 3] = True  # reaches rows 2 and 3, columns 6 and 7: one tile of 4 x 4
-    assert Reach.of(call).active_share(moved) == pytest.approx(1 / 16)
+    moved[0, 1, 3] = True  # reaches rows 2 and 3, columns 6 and 7: one tile of 4 x 8
+    assert Reach.of(call).active_share(moved) == pytest.approx(1 / 32)
     dense = called(lambda x: op.matmul(x, relax.const(np.ones((3, 2), "float32"))), 1, 3)
     assert Reach.of(dense).active_share(np.array([True])) == 1.0
     assert Reach.of(dense).active_share(np.array([False])) == 0.0
