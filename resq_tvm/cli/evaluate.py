@@ -48,14 +48,18 @@ def evaluate(
     keyframes: Keyframes = "period",
     min_distance: MinDistance = 1,
     max_distance: MaxDistance = None,
+    guard: Annotated[
+        bool,
+        typer.Option("--guard", help="With the guard of sessions; adaptive keyframes always are."),
+    ] = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Compare OUT.resq with frame quantization and with holding, on the same frames.
 
     Errors are against labels, or against the float network where there are none. With keyframes
-    every PERIOD frames nothing depends on time; adaptive ones are chosen by what frames cost, so
-    that frames may differ from run to run.
+    every PERIOD frames nothing depends on time; adaptive ones, and what --guard computes on its
+    own, are chosen by what frames cost, so that frames may differ from run to run.
     """
     console = Console(
         json,
@@ -73,11 +77,13 @@ def evaluate(
         keyframes=keyframes,
         min_distance=min_distance,
         max_distance=max_distance,
+        guard=guard,
         threads=threads,
     )
     if (labels is None) == (model is None):
         raise ConfigError("evaluate needs either --labels DIR or --model MODEL")
-    policy = choose_policy(keyframes, min_distance, max_distance, keyframes == "adaptive")
+    guarded = guard or keyframes == "adaptive"
+    policy = choose_policy(keyframes, min_distance, max_distance, guarded)
     shape = parse_shape(input_shape)
     clip = choose_clip(input, frames=frames, crop=crop)
 

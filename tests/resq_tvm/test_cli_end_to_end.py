@@ -77,12 +77,17 @@ def test_bops_and_inspect_agree(folder: Path) -> None:
 
 
 def test_evaluate(folder: Path) -> None:
-    result = resq(
+    command = (
         "evaluate", folder / "net.resq", "--frame", folder / "frame.resq", "--input",
         data_path("clips/carphone_pristine.mp4"), "--frames", "0:9", "--model", "zoo:tiny_seg",
     )  # fmt: skip
+    result = resq(*command)
     assert (result["period"], result["residual"]["frames"], result["unit"]) == (3, 6, "% pixels")
     assert 0 <= result["residual"]["frame"] < 20
+    # Its guard has nothing to look at: frames are the same, but keyframes are counted.
+    guarded = resq(*command, "--guard")
+    assert guarded["residual"] == result["residual"]
+    assert (guarded["period"], guarded["keyframes"]) == (None, 3)
 
 
 def test_thresholds_are_fitted_to_a_budget(folder: Path, tmp_path: Path) -> None:
