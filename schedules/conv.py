@@ -18,7 +18,7 @@ from resq_tvm.schedules.dots import dot_for
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.packing import densify
 from resq_tvm.schedules.prefetch import NextTile, fetch_ahead
-from resq_tvm.schedules.reach import convolution
+from resq_tvm.schedules.reach import convolution, pointwise
 from resq_tvm.schedules.sparse import Tile, changed_tiles
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.schedules.tiles import overlap
@@ -65,6 +65,7 @@ def _emit_changed(ctx: Context, core: type[Core], epilogue: Epilogue) -> None:
         shape = (min(ctx.decision.tile_y, rows), min(ctx.decision.tile_x, columns))
         listed, together = shape, 1
         if ctx.decision.gather:
+            assert pointwise(ctx.kernel)
             shape = (1, ctx.decision.tile_y * ctx.decision.tile_x)
             listed, together = (1, 1), shape[1]
         windows = partial(convolution, ctx.kernel, phase, listed[0])
