@@ -1,82 +1,103 @@
 """What a kernel stores where nothing changed: whether it is zero, whatever the keyframe was.
 
-Differences are: a tile of them that is to be reset need not be computed. Nodes that do the same to
-the same are one value, and a value minus itself is zero; so is what a zero difference brings about.
+Differences to the keyframe are zero there, and codes of them. A tile of which all that would be
+stored is zero as soon as the differences that it reads are need not be computed: it is left out, or
+cleared where it held something.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Final
 
 from resq_tvm.schedules.spec import (
-    Anchor,
     Conv,
     FloatConv,
     FusedKernel,
     GlobalMean,
+    Node,
     Pool,
     Resize,
-    Walk,
     Window,
 )
 
-_ZERO = ("zero",)
-# Of finite values these make finite ones.
-_FINITE = frozenset(
-    "load scalar vector dequantize add sub mul max min neg abs sigmoid tanh prelu round16 quantize "
-    "anchor gate".split()
+_ZERO: Final = ("zero",)
+# Zero if their first argument is.
+_KEEP_ZERO: Final = frozenset(
+    "neg abs sqrt tanh erf round16 quantize prelu dequantize mul div".split()
 )
-_KEEPS_ZERO = frozenset({"max", "min", "neg", "abs", "round16", "quantize"})
-_PRODUCTS = frozenset({"mul", "dequantize", "prelu"})
+_MAYBE_INFINITE: Final = frozenset({"exp", "div", "sqrt"})  # or not a number, of finite values
 
 
-def rests_at_zero(kernel: FusedKernel) -> bool:
-    """Return whether everything that a sparse kernel stores is zero where nothing changed."""
-    if kernel.sparse is None or any(n.op not in _FINITE for n in kernel.nodes):
+def rests_at_zero(kernel: FusedKernel, zeros: Collection[str]) -> bool:
+    """Return whether all that a kernel stores is zero where some of its inputs are.
+
+    Parameters
+    ----------
+    kernel : FusedKernel
+    zeros : collection of str
+        Names of these inputs; an anchor's, where they are zero in all of its receptive field. Of a
+        kernel with a gate none matters: it leaves out tiles in which no block changed.
+
+    Notes
+    -----
+    Values are compared as expressions: equal ones have the same bits, and their difference is zero
+    if they are finite.
+    """
+    if kernel.gate is not None:
+        zeros = ()
+    elif not zeros:
         return False
     values: list[Any] = []
     for node in kernel.nodes:
-        values.append(_at_rest(kernel, node, [values[a] for a in node.args]))
+        values.append(_value(kernel, node, [values[a] for a in node.args], zeros))
     return all(values[store.node] == _ZERO for store in kernel.stores)
 
 
-def _at_rest(kernel: FusedKernel, node: Any, args: list[Any]) -> Any:
-    """Return a node's value as something that equal values share."""
-    sparse = kernel.sparse
-    assert sparse is not None
-    other = (node.op, node.name, node.value, node.limit, *args)
+def _value(kernel: FusedKernel, node: Node, args: list[Any], zeros: Collection[str]) -> Any:
+    """Return what a node computes as an expression, simplified: ``(op, …, *arguments)``."""
     match node.op:
         case "anchor":
-            return _ZERO if _is_zero(kernel, kernel.anchor) else other
+            return _ZERO if _anchor_is_zero(kernel, zeros) else ("anchor",)
         case "load":
-            return _ZERO if node.name in sparse.differences else other
+            return _ZERO if node.name in zeros else ("load", node.name)
         case "scalar":
-            return _ZERO if node.value == 0 else other
-        case "gate":
+            return _ZERO if node.value == 0 else ("scalar", node.value)
+        case "gate":  # nothing changed
             return args[1]
         case "add" if _ZERO in args:
             return args[1] if args[0] == _ZERO else args[0]
-        case "sub" if args[0] == args[1]:
-            return _ZERO
         case "sub" if args[1] == _ZERO:
             return args[0]
-    if node.op in _KEEPS_ZERO and all(a == _ZERO for a in args):
-        return _ZERO
-    return _ZERO if node.op in _PRODUCTS and _ZERO in args else other
+        case "sub" if args[0] == args[1] and _is_finite(args[0]):
+            return _ZERO
+        case "mul" if args[1] == _ZERO:
+            return _ZERO
+        case "max" | "min" if args[0] == args[1]:
+            return args[0]
+        case "max" | "min" if _ZERO in args:
+            other = args[1] if args[0] == _ZERO else args[0]
+            sign = 1 if node.op == "max" else -1
+            if other[0] == "scalar" and sign * other[1] <= 0:
+                return _ZERO
+        case op if op in _KEEP_ZERO and args[0] == _ZERO:
+            return _ZERO
+    return (node.op, node.name, node.value, node.limit, *args)
 
 
-def _is_zero(kernel: FusedKernel, anchor: Anchor) -> bool:
-    """Return whether an anchor makes zero of zero differences, and gets nothing else."""
-    sparse = kernel.sparse
-    assert sparse is not None
-    match anchor:
-        case Conv() | FloatConv():
-            return set(anchor.inputs) <= sparse.differences
-        case Pool():
-            return anchor.kind == "avg" and anchor.input in sparse.differences
-        case Window():
-            return anchor.fill == 0 and anchor.input in sparse.differences
-        case GlobalMean() | Resize():
-            return anchor.input in sparse.differences
-        case Walk():
-            return True
+def _is_finite(value: Any) -> bool:
+    """Return whether an expression of finite values is finite."""
+    if value[0] in _MAYBE_INFINITE:
+        return False
+    return all(_is_finite(part) for part in value if isinstance(part, tuple))
+
+
+def _anchor_is_zero(kernel: FusedKernel, zeros: Collection[str]) -> bool:
+    match kernel.anchor:
+        case Conv() | FloatConv() as conv:
+            return all(name in zeros for name in conv.inputs)
+        case Pool() | GlobalMean() | Resize() as spatial:
+            return spatial.input in zeros
+        case Window() as window:
+            return window.input in zeros and window.fill == 0
+    return False

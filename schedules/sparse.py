@@ -101,13 +101,14 @@ def changed_tiles(
         How many tiles are gathered; if more than 1, they must be pixels that depend on nothing but
         themselves.
     """
+    assert ctx.kernel.sparse is not None
     plane, size = (rows, columns), (tile_y, tile_x)
     finished = _finished(ctx, plane, size)
     if together > 1:
         changed, reset = list_pixels(ctx, windows)
     else:
         changed, reset = list_tiles(ctx, plane, size, windows, stride, offset, finished > 1)
-    resting = rests_at_zero(ctx.kernel)
+    resting = rests_at_zero(ctx.kernel, ctx.kernel.sparse.differences)
     walk = partial(_walk, ctx, (changed, None if resting else reset), plane, size)
     with walk(together) as tile:
         yield tile

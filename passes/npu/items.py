@@ -14,8 +14,8 @@ from resq_tvm.passes.lower import layer_of
 from resq_tvm.passes.npu.choices import choose_apart, chooses_late
 from resq_tvm.passes.npu.host import VIEWS
 from resq_tvm.passes.npu.memory import Value
-from resq_tvm.passes.npu.skips import writes_nothing
 from resq_tvm.passes.npu.support import can_move, misfits
+from resq_tvm.schedules.atrest import rests_at_zero
 from resq_tvm.schedules.spec import ANYTHING, FusedKernel, Sparse, TensorSpec
 from resq_tvm.targets.preset import Target
 
@@ -149,7 +149,7 @@ class ProgramItems:
             if v in self.maps
         }
         outputs = {}
-        skips = writes_nothing(kernel, inputs) and not whole & {self.root(v) for v in results}
+        skips = rests_at_zero(kernel, inputs) and not whole & {self.root(v) for v in results}
         for store, spec, var in zip(kernel.stores, kernel.outputs, results, strict=True):
             if store.choice is not None or skips:
                 kind = "changed" if store.choice is None else "bits"
