@@ -42,6 +42,4 @@ CASES = {
     "espnet_vtest": Case(ESPNET, "espnet_camvid", VTEST, "480:528", 24, 8),
     # The same street until the clip ends: half of the time it is empty.
     "espnet_street": Case(ESPNET, "espnet_camvid", CAR, "48:376", 24, 8),
-    # A view of the same camera in which less of the picture changes: people pass by a lawn.
-    "espnet_lawn": Case(ESPNET, "espnet_camvid", VTEST, "496:544", 24, 8, (306, 306, 270, 360)),
 }  # fmt: skip
