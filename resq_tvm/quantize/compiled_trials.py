@@ -58,13 +58,12 @@ class CompiledTrials(Trials):
         ]
         self._names = manifest.thresholds  # of choices: that of the codes; of gates: X_gated
         workspace = {entry.name for entry in manifest.workspace}
-        self._maps = {
-            name: [f"{codes}_bits" for codes in self._names if _belongs(codes, name)]
-            for name in self.choices
-        }
         self._places = {
             name: [i for i, codes in enumerate(self._names) if _belongs(codes, name)]
             for name in self.choices
+        }
+        self._maps = {
+            name: [f"{self._names[i]}_bits" for i in found] for name, found in self._places.items()
         }
         self._places |= {
             name: [i for i, codes in enumerate(self._names) if codes == f"{name}_gated"]
