@@ -31,6 +31,7 @@ from benchmarks.record import record  # noqa: E402
 from resq_tvm.device import fingerprint  # noqa: E402
 from resq_tvm.schedules.context import input_maps, output_maps  # noqa: E402
 from resq_tvm.schedules.emit import emit  # noqa: E402
+from resq_tvm.schedules.listing import MARGIN  # noqa: E402
 from resq_tvm.schedules.rules import decide  # noqa: E402
 from resq_tvm.schedules.spec import Choice, FusedKernel, Sparse, TensorSpec  # noqa: E402
 from resq_tvm.targets.preset import get_target  # noqa: E402
@@ -49,7 +50,8 @@ def sparse(kernel: FusedKernel, choice: Choice | None) -> FusedKernel:
     (x,), (q,) = [s for s in kernel.inputs if s.name == "x"], kernel.outputs
     seen = TensorSpec("x_map", x.h, x.w, 1, "uint8", 1)
     made = TensorSpec("q_map", q.h, q.w, 1, "uint8", 1)
-    execution = Sparse({"x": seen}, False, {"q": made}, 1, 1, 0, kernel.h * kernel.w)
+    room = kernel.h * kernel.w + MARGIN
+    execution = Sparse({"x": seen}, False, {"q": made}, 1, 1, 0, room, None, frozenset({"x"}))
     stores = tuple(replace(s, choice=choice) for s in kernel.stores)
     return replace(kernel, stores=stores, sparse=execution)
 
