@@ -27,7 +27,7 @@ from benchmarks.networks import workload
 from benchmarks.record import stamp
 from resq_tvm.compiler import lower_network
 from resq_tvm.files import atomic_file
-from resq_tvm.passes.lower import KernelRecord
+from resq_tvm.passes.programs import KernelRecord
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.schedules.arm.schemes import SCHEMES as KERNEL_SCHEMES
 from resq_tvm.schedules.arm.schemes import proofs

@@ -9,6 +9,10 @@ calls, keyframes included, against a plain W8A8 artifact frame by frame and the 
 recovery beside that of static W8A8->W8A8. ``--qnet CASE=FOLDER`` takes a fitted network. Outputs
 that the judging does not read are held on residual frames (`benchmarks.cases`); the plain artifact
 and the peers compute them.
+
+``--repeat SHARE`` adds guarded sessions that repeat outputs, with keyframes every T frames and with
+adaptive ones. What any engine can do stands beside them: every second or third frame computed, the
+others repeated (their milliseconds are those of the plain artifact, divided).
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ parser.add_argument("--scheme", default="W8A8->W8A{0,8}")
 parser.add_argument("--budget", default="15 %", help="rise of the error that fitting allows")
 parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.5, 2, 4])
 parser.add_argument("--guard", action="store_true", help="fit for sessions with their guard")
+parser.add_argument("--repeat", type=float, nargs="*", default=[], help="shares to repeat up to")
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--json", type=Path)
@@ -123,7 +128,15 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
         "static": ("W8A8->W8A8", None),
         "dynamic": (dynamic.scheme, dynamic),
     }
-    unguarded = KeyframePolicy(guard=False)
+    policies = {
+        "": KeyframePolicy(guard=False),
+        ", guarded": KeyframePolicy(),
+        **{f", repeat {share:g}": KeyframePolicy(repeat=share) for share in args.repeat},
+        **{
+            f", repeat {share:g}, adaptive": KeyframePolicy("adaptive", repeat=share)
+            for share in args.repeat
+        },
+    }
     artifacts = {}
     for kind, (scheme, qnet) in made.items():
         if qnet is None:
@@ -134,20 +147,20 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
         "frame W8A8": resq.Session(artifacts["frame"], **options),
         "static W8A8->W8A8": resq.Session(artifacts["static"], **options),
         **{
-            f"dynamic x {scale:g}": resq.Session(
-                artifacts["dynamic"], keyframes=unguarded, threshold_scale=scale, **options
+            f"dynamic x {scale:g}{how}": resq.Session(
+                artifacts["dynamic"], keyframes=policy, threshold_scale=scale, **options
             )
-            for scale in args.scales
-        },
-        **{
-            f"dynamic x {scale:g}, guarded": resq.Session(
-                artifacts["dynamic"], threshold_scale=scale, **options
-            )
+            for how, policy in policies.items()
             for scale in args.scales
         },
     }
     reference = against_float(net, artifacts["frame"].manifest, case.open())
     found = {kind: predictions(s, frames, processing.task) for kind, s in sessions.items()}
+    skipping = {}
+    for step in (2, 3) if args.repeat else ():
+        kind = f"frame W8A8, 1 of {step} frames"
+        skipping[kind] = step
+        found[kind] = [found["frame W8A8"][n - n % step] for n in range(len(frames))]
     unseen = range(case.fitted, len(frames))
 
     def judged(kind: str) -> dict[str, Any]:
@@ -186,8 +199,9 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
                 spans[peer.name].append(statistics.fmean(spent))
     ms = {k: statistics.median(v) for k, v in spans.items()}
     fastest = min(ms[p.name] for p in rivals)
+    ms |= {kind: ms["frame W8A8"] / step for kind, step in skipping.items()}
     rows = []
-    for kind in spans:
+    for kind in ms:
         row: dict[str, Any] = {
             "case": name, "period": case.period, "engine": kind, "ms": ms[kind],
             "to_frame": ms[kind] / ms["frame W8A8"], "to_peer": ms[kind] / fastest,
@@ -195,6 +209,10 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
         }  # fmt: skip
         if kind in sessions:
             row |= {k: statistics.fmean(v) for k, v in kinds[kind].items()}
+            row["repeated"] = len(kinds[kind].get("repeat", ())) / sum(
+                map(len, kinds[kind].values())
+            )
+        if kind in found:
             row |= judged(kind)
         rows.append(row)
         print(json.dumps(row), flush=True)
@@ -203,6 +221,7 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
 
 COLUMNS = {
     "engine": "engine", "ms": "ms per frame", "keyframe": "keyframe", "residual": "residual",
+    "repeated": "repeated",
     "to_frame": "/ frame W8A8", "to_peer": "/ fastest peer", "error": "error", "F": "F", "H": "H",
     "recovery": "recovery", "error_unseen": "error, unseen", "recovery_unseen": "recovery, unseen",
 }  # fmt: skip

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from resq_tvm.passes.fuse import FuseKernels
-from resq_tvm.passes.lower import KernelRecord, Lowered, lower
+from resq_tvm.passes.lower import Lowered, lower
 from resq_tvm.passes.partition.keyframe import Keyframe
 from resq_tvm.passes.partition.program import Settings
+from resq_tvm.passes.programs import KernelRecord
 from resq_tvm.schedules.choice import Decider
 from resq_tvm.targets.preset import Target
 

@@ -9,49 +9,25 @@ Opaque operators stay as they are, on plain tensors.
 A residual program that chooses bits keeps its kernels' outputs in a workspace
 (`resq_tvm.passes.changes`) and comes in two parts: ``probe(x…, (state…), (workspace…), params) ->
 (maps…)`` finds what changed in the frames, ``residual(x…, (state…), (workspace…), params)`` goes on
-from there.
+from there. ``note(x…, params) -> (state…)`` gives frames as the keyframe's state holds them, and
+``peek`` is a ``probe`` that compares with such frames and touches nothing but the maps.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tvm
 from numpy.typing import NDArray
-from tvm import relax
 
-from resq_tvm.passes.changes import THRESHOLDS, Workspace, WorkspaceTensor, with_thresholds
-from resq_tvm.passes.fuse import plane_of
-from resq_tvm.passes.graph import Graph, is_linear_layer, op_name, recall, shape_of
-from resq_tvm.passes.kernel_spec import Thresholds, read_kernel
-from resq_tvm.passes.layouts import Plan, agree_on_state, renamed
-from resq_tvm.passes.limits import CodeLimits
+from resq_tvm.passes.changes import THRESHOLDS, WorkspaceTensor
+from resq_tvm.passes.graph import op_name
+from resq_tvm.passes.layouts import Plan, agree_on_state
+from resq_tvm.passes.programs import Constants, KernelRecord, Writer
 from resq_tvm.schedules.choice import Decider, by_rules
-from resq_tvm.schedules.context import input_maps, output_maps
-from resq_tvm.schedules.decision import Decision
-from resq_tvm.schedules.emit import emit
-from resq_tvm.schedules.spec import FusedKernel
 from resq_tvm.targets.preset import Target
-
-
-@dataclass(frozen=True, eq=False)
-class KernelRecord:
-    """One kernel: where it runs, what it means, how it is scheduled, its entries of ``params``.
-
-    ``origin`` says who decided (`resq_tvm.schedules.choice.Chosen`).
-    """
-
-    program: str
-    layer: str | None
-    kernel: FusedKernel
-    decision: Decision
-    origin: str
-    params: tuple[int, ...]
-    index: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +64,9 @@ def lower(mod: tvm.IRModule, target: Target, decide: Decider | None = None) -> L
     programs: list[str] = [n for n in ("keyframe", "residual") if n in _names(mod)]
     plans = {n: Plan(mod, n, target) for n in programs}
     agree_on_state(plans)
-    constants = _Constants()
+    constants = Constants()
     kernels: dict[str, KernelRecord] = {}
-    writers = [_Writer(plans[n], constants, kernels, target, decide) for n in programs]
+    writers = [Writer(plans[n], constants, kernels, target, decide) for n in programs]
     for writer in writers:
         writer.emit_kernels()
     thresholds = {k: v for w in writers for k, v in w.thresholds.values.items()}
@@ -98,8 +74,9 @@ def lower(mod: tvm.IRModule, target: Target, decide: Decider | None = None) -> L
         # Not shared with constants of equal content: it may be changed without compiling anew.
         constants.arrays[THRESHOLDS] = np.array(list(thresholds.values()), np.float32)
     out = tvm.IRModule()
+    probes = any(w.compared for w in writers)
     for writer in writers:
-        writer.write(out)
+        writer.write(out, input_state(mod) if probes else {})
     state = [plans["keyframe"].physical_type(v) for v in plans["keyframe"].state_out]
     opaque = {
         n: [
@@ -117,228 +94,13 @@ def _names(mod: tvm.IRModule) -> list[str]:
     return [g.name_hint for g in mod.get_global_vars()]
 
 
-class _Constants:
-    """The shared parameter tuple; equal arrays are stored once."""
-
-    def __init__(self) -> None:
-        self.arrays: dict[str, NDArray[Any]] = {}
-        self._known: dict[str, int] = {}
-
-    def add(self, name: str, array: NDArray[Any]) -> int:
-        """Return the tuple index of ``array``."""
-        array = np.ascontiguousarray(array)
-        digest = hashlib.sha256(array.tobytes())
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        key = digest.hexdigest()
-        if key not in self._known:
-            self._known[key] = len(self.arrays)
-            self.arrays[name] = array
-        return self._known[key]
-
-
-class _Writer:
-    """Writes one lowered program."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        constants: _Constants,
-        kernels: dict[str, KernelRecord],
-        target: Target,
-        decide: Decider,
-    ) -> None:
-        self.plan, self.constants, self.kernels = plan, constants, kernels
-        self.target, self.decide = target, decide
-        self.emitted: dict[Any, tuple[Any, FusedKernel, list[int]]] = {}
-        self.thresholds = Thresholds()
-        self.workspace: Workspace | None = None
-        if "resq.deltas" in plan.func.attrs:
-            calls = plan.composite_calls()
-            planes = [plane_of(plan.results(var)[0]) for var, _ in calls]
-            outputs = {
-                v: i
-                for i, v in enumerate(plan.outputs)
-                if plan.physical_type(v)[0] == plan.spec(v).shape
-            }
-            self.workspace = Workspace(plan.func, plan.state_in, planes, len(calls), outputs)
-
-    def emit_kernels(self) -> None:
-        """Ask the schedules for a PrimFunc per composite call."""
-        plan = self.plan
-        read: list[tuple[Any, Any, FusedKernel]] = []
-        limits = CodeLimits()
-        for var, call in plan.composite_calls():
-            func = plan.composite(call)
-            reads = [plan.spec(a) for a in call.args]
-            taken = {s.name for s in reads}
-            exports = [renamed(plan.spec(v), taken) for v in plan.results(var)]
-            kernel = read_kernel(
-                call.op.name_hint, func, reads, exports, self.target.code, self.thresholds
-            )
-            if self.target.arm:
-                kernel = limits.apply(kernel, list(call.args), plan.results(var))
-            if self.workspace is not None:
-                kernel = self.workspace.plan(kernel, len(read), list(call.args), plan.results(var))
-            read.append((var, func, kernel))
-        for index, (var, func, kernel) in enumerate(read):
-            if self.workspace is not None:
-                kernel = with_thresholds(kernel, len(self.thresholds.values))
-            chosen = self.decide(kernel)
-            prim, packed = emit(kernel, chosen.decision, self.target)
-            indices = [self.constants.add(f"{kernel.name}.{n}", a) for n, a in packed]
-            self.emitted[var] = (prim, kernel, indices)
-            self.kernels[kernel.name] = KernelRecord(
-                plan.program,
-                layer_of(func),
-                kernel,
-                chosen.decision,
-                chosen.origin,
-                tuple(indices),
-                index,
-            )
-
-    def write(self, out: tvm.IRModule) -> None:
-        """Add the program and its PrimFuncs to ``out``."""
-        bb = relax.BlockBuilder()
-        handles = {v: bb.add_func(p, k.name) for v, (p, k, _) in self.emitted.items()}
-        if self.workspace is None:
-            self._program(bb, handles, self.plan.program, list(self.emitted))
-        else:
-            first = [v for v, (_, k, _) in self.emitted.items() if k.gate is not None]
-            if first:
-                self._program(bb, handles, "probe", first)
-            rest = [v for v in self.emitted if v not in first]
-            self._program(bb, handles, self.plan.program, rest)
-        for gv, func in bb.finalize().functions_items():
-            out[gv] = func
-
-    def _program(self, bb: Any, handles: dict[Any, Any], name: str, calls: list[Any]) -> None:
-        """Write a function that makes some of the plan's calls; others have been made before."""
-        plan, workspace = self.plan, self.workspace
-        frames = [relax.Var(v.name, v.ty) for v in plan.frames]
-        types = [relax.TensorType(*plan.physical_type(v)) for v in plan.state_in]
-        state = relax.Var("state", relax.TupleType(types))
-        params = relax.Var("params", _tuple_type(self.constants.arrays.values()))
-        arguments = [*frames, *([state] if plan.program == "residual" else [])]
-        kept = None
-        if workspace is not None:
-            kept = relax.Var("workspace", _tuple_type(workspace.tensors))
-            arguments.append(kept)
-        with bb.function(name, [*arguments, params]):
-            with bb.dataflow():
-                env: dict[Any, Any] = dict(zip(plan.frames, frames, strict=True))
-                for i, v in enumerate(plan.state_in):
-                    env[v] = bb.emit(relax.TupleGetItem(state, i), v.name)
-                for var, expr in plan.graph.bindings:
-                    if var in calls:
-                        self._call(bb, env, var, expr, handles[var], params, kept)
-                    elif var in self.emitted:
-                        self._recall(bb, env, var, kept)
-                    elif op_name(expr) and name != "probe":
-                        env[var] = bb.emit(recall(expr, env.__getitem__), var.name)
-                if name == "probe":
-                    result = bb.emit_output(relax.Tuple(self._gate_maps(bb, kept)))
-                else:
-                    ys = relax.Tuple([env[v] for v in plan.outputs])
-                    ss = relax.Tuple([env[v] for v in plan.state_out])
-                    result = bb.emit_output(relax.Tuple([ys, ss]))
-            bb.emit_func_output(result)
-
-    def _gate_maps(self, bb: Any, kept: Any) -> list[Any]:
-        maps = [k.sparse.gate_map for _, k, _ in self.emitted.values() if k.sparse is not None]
-        return [self._kept(bb, kept, m.name) for m in maps if m is not None]
-
-    def _kept(self, bb: Any, kept: Any, name: str) -> Any:
-        """Return a tensor of the workspace."""
-        assert self.workspace is not None
-        return bb.emit(relax.TupleGetItem(kept, self.workspace.place[name]), f"w_{name}")
-
-    def _recall(self, bb: Any, env: dict[Any, Any], var: Any, kept: Any) -> None:
-        """Take the results of a call that another function made from the workspace."""
-        if kept is not None:
-            _, kernel, _ = self.emitted[var]
-            for v, spec in zip(self.plan.results(var), kernel.outputs, strict=True):
-                env[v] = self._shaped(bb, self._kept(bb, kept, spec.name), v)
-
-    def _shaped(self, bb: Any, value: Any, var: Any) -> Any:
-        shape, _ = self.plan.physical_type(var)
-        if shape_of(value) == shape:
-            return value
-        return bb.emit(relax.op.reshape(value, shape), f"{var.name}_nd")
-
-    def _call(
-        self,
-        bb: Any,
-        env: dict[Any, Any],
-        var: Any,
-        call: Any,
-        handle: Any,
-        params: Any,
-        kept: Any,
-    ) -> None:
-        plan = self.plan
-        _, kernel, indices = self.emitted[var]
-        args = []
-        for source, spec in zip(call.args, kernel.inputs, strict=True):
-            value = env[source]
-            if shape_of(value) != spec.shape:
-                value = bb.emit(relax.op.reshape(value, spec.shape), f"{spec.name}_4d")
-            args.append(value)
-        constants = [bb.emit(relax.TupleGetItem(params, i), f"p{i}") for i in indices]
-        types = [relax.TensorType(s.shape, s.dtype) for s in kernel.outputs]
-        if kernel.sparse is not None:
-            result = self._call_in_place(bb, kernel, args, constants, handle, params, kept)
-            values = [
-                bb.emit(relax.TupleGetItem(result, i), s.name) for i, s in enumerate(kernel.outputs)
-            ]
-        else:
-            made = relax.call_tir(handle, [*args, *constants], out_ty=types)
-            result = bb.emit(made, f"{kernel.name}_out")
-            values = [result]
-            if len(types) > 1:
-                values = [
-                    bb.emit(relax.TupleGetItem(result, i), v.name)
-                    for i, v in enumerate(plan.results(var))
-                ]
-        for v, value in zip(plan.results(var), values, strict=True):
-            env[v] = self._shaped(bb, value, v)
-
-    def _call_in_place(
-        self,
-        bb: Any,
-        kernel: FusedKernel,
-        args: list[Any],
-        constants: list[Any],
-        handle: Any,
-        params: Any,
-        kept: Any,
-    ) -> Any:
-        """Call a sparse kernel on the workspace; its outputs are the workspace's own tensors."""
-        sparse = kernel.sparse
-        assert sparse is not None
-        index = list(self.constants.arrays).index(THRESHOLDS)
-        before = [
-            *args,
-            *(self._kept(bb, kept, m.name) for m in input_maps(sparse)),
-            bb.emit(relax.TupleGetItem(params, index), THRESHOLDS),
-            *constants,
-        ]
-        specs = [*kernel.outputs, *output_maps(sparse)]
-        written = [self._kept(bb, kept, s.name) for s in specs]
-        scratch = [self._kept(bb, kept, n) for n in (f"{kernel.name}_tiles", "list", "counts")]
-        places = [len(before) + i for i in range(len(written))]
-        types = [relax.TensorType(s.shape, s.dtype) for s in specs]
-        call = relax.op.call_tir_inplace(handle, [*before, *written, *scratch], places, types)
-        return bb.emit(call, f"{kernel.name}_out")
-
-
-def _tuple_type(tensors: Iterable[Any]) -> Any:
-    return relax.TupleType([relax.TensorType(t.shape, str(t.dtype)) for t in tensors])
-
-
-def layer_of(func: Any) -> str | None:
-    """Return the name of the linear layer in a composite function, if there is one."""
-    for var, expr in Graph.of(func).bindings:
-        if is_linear_layer(expr):
-            return str(var.name).removeprefix("d_").removesuffix("_acc")
-    return None
+def input_state(mod: tvm.IRModule) -> dict[int, int]:
+    """Return which inputs of a fused module's keyframe are state, and where (both by number)."""
+    if "residual" not in _names(mod):
+        return {}
+    function = mod["residual"]
+    names = [p.name for p in function.params]
+    count = int(function.attrs["num_input"])
+    places = {name: i for i, name in enumerate(names[count:])}
+    held = {i: places.get(f"{name}_key") for i, name in enumerate(names[:count])}
+    return {i: place for i, place in held.items() if place is not None}

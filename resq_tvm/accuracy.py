@@ -169,7 +169,8 @@ def evaluate(
         Keyframe period; the artifact's by default.
     keyframes : KeyframePolicy, optional
         How keyframes are chosen; by default every so many frames, whatever they cost. Otherwise
-        the frames that were computed on their own are those that are held, too.
+        the frames that were computed on their own are those that are held, too; but where outputs
+        are repeated, what is held is every so many frames again: repeating is not judged by itself.
     counted : FrameRange, optional
         Positions in the clip that count; all by default.
     threads : int, optional
@@ -194,7 +195,7 @@ def evaluate(
     scheme: list[Plain] = []
     taken = []
     for step in steps(session, clip):
-        if step.kind != "residual":
+        if step.kind in ("keyframe", "frame"):
             taken.append(len(scheme))
         scheme.append(plain(_interpret(artifact.manifest, step)))
     if len(exact) > reference.frames:
@@ -204,7 +205,7 @@ def evaluate(
         )
     selected = counted or FrameRange()
     frames = range(len(exact))[selected.start : selected.stop]
-    regular = policy == KeyframePolicy(guard=False)
+    regular = policy == KeyframePolicy(guard=False) or policy.repeat is not None
     positions = session.period if regular else taken
     return judge(exact, scheme, positions, reference.error, frames)
 

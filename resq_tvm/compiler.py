@@ -18,11 +18,12 @@ from resq_tvm.npu.arranged import finder
 from resq_tvm.npu.program import place_type
 from resq_tvm.passes.frame import join, lower_frame
 from resq_tvm.passes.held import held_outputs
-from resq_tvm.passes.lower import KernelRecord, Lowered
+from resq_tvm.passes.lower import Lowered, input_state
 from resq_tvm.passes.npu.arrangement import Arrangement
 from resq_tvm.passes.npu.lower import LoweredNpu
 from resq_tvm.passes.pipeline import Observer, dump_to, generate_code, run_phases
 from resq_tvm.passes.policy import is_dynamic
+from resq_tvm.passes.programs import KernelRecord
 from resq_tvm.processing.config import ProcessingConfig
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.schedules.choice import CASCADE, Decider, fallbacks, preferring
@@ -184,7 +185,9 @@ def build(
     executable = generate_code(lowered, preset)
     features = [] if executable is None else list(preset.features)
     report = bops.count(qnet.module, qnet.period)
-    inputs = _input_state(lowered)
+    places = input_state(lowered.fused) if lowered.state_types else {}
+    inputs = {place: number for number, place in places.items()}
+    programs = [g.name_hint for g in lowered.module.get_global_vars()]
     state = [
         {
             "name": f"state_{i}",
@@ -203,7 +206,7 @@ def build(
         "outputs": [vars(t) for t in qnet.network.outputs],
         "state": state,
         "workspace": [vars(t) for t in lowered.workspace],
-        "probe": "probe" in [g.name_hint for g in lowered.module.get_global_vars()],
+        **{name: name in programs for name in ("probe", "note")},
         "thresholds": list(lowered.thresholds),
         "frame_params": frame_params,
         "layers": _layers(report, qnet.layers),
@@ -329,18 +332,6 @@ def _state_types(lowered: Lowered) -> list[tuple[tuple[int, ...], str]]:
     if not isinstance(lowered, LoweredNpu):
         return lowered.state_types
     return [place_type(place) for place in lowered.stream.programs["keyframe"].state]
-
-
-def _input_state(lowered: Lowered) -> dict[int, int]:
-    """Return which state tensors hold which of the keyframe's inputs (both by number)."""
-    if not lowered.state_types:
-        return {}
-    function = lowered.fused["residual"]
-    names = [p.name for p in function.params]
-    count = int(function.attrs["num_input"])
-    places = {name: i for i, name in enumerate(names[count:])}
-    held = {places.get(f"{name}_key"): i for i, name in enumerate(names[:count])}
-    return {place: i for place, i in held.items() if place is not None}
 
 
 def _kernel(record: KernelRecord) -> dict[str, str | None]:

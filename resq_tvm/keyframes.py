@@ -10,6 +10,9 @@ from resq_tvm.errors import ConfigError
 
 Mode = Literal["period", "adaptive"]
 Program = Literal["keyframe", "residual", "frame"]
+Kind = Literal["keyframe", "residual", "frame", "repeat"]
+"""What gives a frame its output: a program, or the output of the frame computed before it."""
+
 Reason = Literal[
     "first",
     "forced",
@@ -21,8 +24,10 @@ Reason = Literal[
     "resume",
     "measure",
     "stateless",
+    "repeat",
 ]
-Look = Literal["probe", "peek"]
+Look = Literal["probe", "peek", "latest"]
+"""What is compared with: the keyframe, the frame before, the frame that was computed last."""
 
 MAX_PERIODS = 4  # the default max_distance, in periods
 LONGEST_REST = 16  # frames without state before residuals are considered again
@@ -49,12 +54,17 @@ class KeyframePolicy:
         Whether frames whose residual would not pay are computed on their own. It has an effect
         only on artifacts that choose bits. Without it the mode ``"period"`` does not depend on
         time that was measured.
+    repeat : float, optional
+        Share of the input, 0 to 1, up to which a frame may differ from the one that was computed
+        last to get its output once more; None computes every frame. Needs an artifact that
+        chooses bits.
     """
 
     mode: Mode = "period"
     min_distance: int = 1
     max_distance: int | None = None
     guard: bool = True
+    repeat: float | None = None
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` if a value is out of range."""
@@ -62,6 +72,8 @@ class KeyframePolicy:
             raise ConfigError(f"keyframes {self.mode!r} are unknown; use period or adaptive")
         if self.min_distance < 1:
             raise ConfigError(f"min distance {self.min_distance} is out of range; use 1 or more")
+        if self.repeat is not None and not 0 <= self.repeat <= 1:
+            raise ConfigError(f"repeat {self.repeat} is out of range; give a share, 0 to 1")
         if self.max_distance is None:
             return
         if self.mode == "period":
@@ -80,13 +92,14 @@ class KeyframePolicy:
 
 @dataclass(frozen=True)
 class Decision:
-    """Which program computes a frame, and why; a residual frame needs no reason."""
+    """What gives a frame its output, and why; a residual frame needs no reason."""
 
-    program: Program
+    kind: Kind
     reason: Reason | None = None
 
 
 RESIDUAL = Decision("residual")
+REPEAT = Decision("repeat", "repeat")
 
 
 class KeyframeSchedule:
@@ -94,7 +107,8 @@ class KeyframeSchedule:
 
     A *group* is a keyframe and its residual frames. The schedule keeps account of what a group
     saved, beside frames without state: a group that did not pay is followed by a *rest*, frames
-    without state, twice as many each time.
+    without state, twice as many each time. Frames that repeat an output cost the same either way
+    and count neither for a group nor against it.
 
     Parameters
     ----------
@@ -124,6 +138,8 @@ class KeyframeSchedule:
         self.guards = can_probe and policy.guard
         self._pending: Reason | None = "first"
         self._distance = 0  # frames since and including the keyframe
+        self._computed = 0  # of them, those that did not repeat an output
+        self._age = 0  # frames since and including the one computed last
         self._spent = 0.0  # by the group so far, in milliseconds
         self._rested = 0  # length of the latest rest, 0 after a group that paid
         self._rest = 0  # frames without state still to come
@@ -141,12 +157,32 @@ class KeyframeSchedule:
         """Whether this is the last frame of a rest: the next one may be compared with it."""
         return self._resting and self._rest == 1 and self.can_peek
 
+    def keeps(self, kind: Kind) -> bool:
+        """Whether a frame that was decided upon will be compared with later ones."""
+        if self.policy.repeat is not None:
+            return kind != "repeat"
+        return self.ends_rest and kind == "frame"
+
     def start(self) -> Decision | Look:
         """Return the decision, or what has to be looked at first."""
         if not self.has_residual:
             return Decision("keyframe", "stateless")
         if self._pending is not None:
             return Decision("keyframe", self._pending)
+        if self.policy.repeat is not None and self._age < self.limit:
+            return "latest"
+        return self._choose()
+
+    def after_latest(self, share: float) -> Decision | Look:
+        """Decide on a frame of which that share changed since the one computed last."""
+        assert self.policy.repeat is not None
+        if share <= self.policy.repeat:
+            return REPEAT
+        step = self._choose()
+        return self.after_peek(share) if step == "peek" else step
+
+    def _choose(self) -> Decision | Look:
+        """Return what computes a frame, or what has to be looked at first."""
         if self._rest > 0:
             return Decision("frame", "cost")
         if self.guards and self.can_rest and not self.costs.knows_frame:
@@ -181,13 +217,13 @@ class KeyframeSchedule:
         """Return the milliseconds that a residual frame would take, its probe included."""
         return self.costs.probe + self.costs.residual(share)
 
-    def note(self, program: Program, ms: float, share: float | None, looked_ms: float) -> None:
+    def note(self, kind: Kind, ms: float, share: float | None, looked_ms: float) -> None:
         """Take note of a frame.
 
         Parameters
         ----------
-        program : str
-            What computed it.
+        kind : str
+            What gave it its output.
         ms : float
             How long that took.
         share : float or None
@@ -197,15 +233,20 @@ class KeyframeSchedule:
         """
         if share is not None:
             self.costs.saw_probe(looked_ms)
-        if program == "keyframe":
+        if kind == "repeat":
+            self._distance += 1
+            self._age += 1
+            return
+        self._age = 1
+        if kind == "keyframe":
             self._pending = None
             self.costs.saw_keyframe(ms)
             self._spent, self._before = self.costs.keyframe, None
-            self._distance, self._rest, self._resting = 1, 0, False
+            self._distance, self._computed, self._rest, self._resting = 1, 1, 0, False
             return
         if share is not None:
             self._spent += self.costs.probe
-        if program == "frame":
+        if kind == "frame":
             self.costs.saw_frame(ms)
             self._spent += self.costs.frame
             self._rest = max(self._rest - 1, 0)
@@ -213,6 +254,7 @@ class KeyframeSchedule:
             self.costs.saw_residual(share, ms)
             self._spent += self.costs.residual(share)
         self._distance += 1
+        self._computed += 1
 
     @property
     def _own(self) -> float:
@@ -222,11 +264,11 @@ class KeyframeSchedule:
     @property
     def _paid(self) -> bool:
         """Whether the group took less time than as many frames on their own."""
-        return self._spent <= self._distance * self.costs.frame
+        return self._spent <= self._computed * self.costs.frame
 
     def _renew(self, reason: Reason) -> Decision:
         """End a group: a keyframe, or a rest if the group did not pay."""
-        seen = max(min(self._distance, self.limit), min(_SHORTEST_GROUP, self.limit))
+        seen = max(min(self._computed, self.limit), min(_SHORTEST_GROUP, self.limit))
         self._usual += _WEIGHT * (seen - self._usual)
         if self.guards and self.can_rest and not self._paid:
             return self._start_rest()
@@ -248,4 +290,4 @@ class KeyframeSchedule:
         now = min(self._own, self.costs.residual(share)) + self.costs.probe
         before, self._before = self._before, now
         mean = now if before is None else (now + before) / 2
-        return mean > self._spent / self._distance
+        return mean > self._spent / self._computed

@@ -147,9 +147,10 @@ class Manifest(_Strict):
 
     ``opaque`` names, per program, the operators that run outside the fused kernels (in float32,
     lowered by TVM itself; for an NPU: all that run on its host). ``workspace``, ``probe`` (whether
-    there is a program of that name) and ``thresholds`` (whose values are the parameter of that
-    name, in order) belong to schemes that choose bits pixel by pixel; so do ``frame_params``, the
-    parameters that the program ``frame`` takes, in order (None: there is no such program).
+    there is a program of that name), ``note`` (whether there is one, and ``peek``) and
+    ``thresholds`` (whose values are the parameter of that name, in order) belong to schemes that
+    choose bits pixel by pixel; so do ``frame_params``, the parameters that the program ``frame``
+    takes, in order (None: there is no such program).
     """
 
     format: Literal["resq-tvm artifact"] = "resq-tvm artifact"
@@ -163,6 +164,7 @@ class Manifest(_Strict):
     state: tuple[StateEntry, ...] = ()
     workspace: tuple[WorkspaceEntry, ...] = ()
     probe: bool = False
+    note: bool = False
     thresholds: tuple[str, ...] = ()
     frame_params: tuple[str, ...] | None = None
     params: tuple[ParamEntry, ...] = ()

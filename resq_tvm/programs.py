@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resq_tvm.artifact import Artifact
-from resq_tvm.keyframes import Program
+from resq_tvm.keyframes import Kind
 from resq_tvm.manifest import THRESHOLDS
 
 
@@ -37,7 +37,9 @@ class Programs:
             self._frame_params = _tuple(self._params[names.index(n)] for n in manifest.frame_params)
         self._inputs = {e.input: i for i, e in enumerate(manifest.state) if e.input is not None}
         self._input_count = len(manifest.inputs)
-        self._latest: list[Any] = []  # the frame noted, as the state holds frames
+        self._noted: Any = None  # a frame in the place of the keyframe's; None: the keyframe
+        self._parts: list[Any] | None = None  # the state, taken apart
+        self._latest: Any = None  # outputs of the frame computed last
         self._entries = manifest.workspace
         self._workspace: Any = None
         self._views: dict[str, NDArray[Any]] = {}
@@ -56,6 +58,8 @@ class Programs:
         self._residual = machine["residual"] if manifest.has_residual else None
         self._probe = machine["probe"] if manifest.probe else None
         self._frame = machine["frame"] if manifest.frame_params is not None else None
+        self._note = machine["note"] if manifest.note else None
+        self._peek = machine["peek"] if manifest.note else None
 
     def set_thresholds(self, values: NDArray[np.float32]) -> None:
         """Let residual frames decide by other thresholds, in the manifest's order."""
@@ -102,18 +106,22 @@ class Programs:
 
     @property
     def can_peek(self) -> bool:
-        """Whether `peek` works: the state holds every input of the keyframe."""
-        return self._probe is not None and len(self._inputs) == self._input_count
+        """Whether `note` and `peek` work."""
+        return self._peek is not None
 
-    def run(self, program: Program, tensors: list[Any]) -> Any:
-        """Run the program of that name; return the outputs."""
-        if program == "keyframe":
-            return self.keyframe(tensors)
-        return self.residual(tensors) if program == "residual" else self.frame(tensors)
+    def run(self, kind: Kind, tensors: list[Any]) -> Any:
+        """Run the program of that name, or none to repeat outputs; return the outputs."""
+        if kind == "repeat":
+            self._probed = False
+            return self._latest
+        run = {"keyframe": self.keyframe, "residual": self.residual, "frame": self.frame}[kind]
+        self._latest = run(tensors)
+        return self._latest
 
     def keyframe(self, tensors: list[Any]) -> Any:
         """Run the keyframe program and keep its state; return the outputs."""
         results, self.state = self._keyframe(*tensors, self._params)
+        self._parts = None
         self._probed = False
         if self.is_sparse:
             self._results, self._as_key = results, True
@@ -151,42 +159,43 @@ class Programs:
         return results
 
     def probe(self, tensors: list[Any]) -> float:
-        """Find out what share of the frame changed since the keyframe; 1 if that is not known."""
+        """Find out what share of the frame changed since the keyframe; 1 if that is not known.
+
+        Once per frame: `peek` may have done it, where the frame noted is the keyframe.
+        """
         if self._probe is None:
             return 1.0
-        self._share = self._compare(tensors, self.state)
+        if self._probed:
+            return self._share
+        self._share = self._compare(self._probe, tensors, self.state)
         self._probed = True
         return self._share
 
-    def note(self, tensors: list[Any]) -> None:
-        """Keep a frame for `peek`."""
-        import tvm
-
-        if not self._latest:
-            places = [self._inputs[i] for i in range(self._input_count)]
-            kept = [self.state[place] for place in places]
-            self._latest = [tvm.runtime.empty(t.shape, t.dtype) for t in kept]
-        for tensor, kept in zip(tensors, self._latest, strict=True):
-            view = np.from_dlpack(kept)
-            value = np.from_dlpack(tensor)
-            with np.errstate(over="ignore"):  # beyond float16 all is infinity, and so changed
-                np.copyto(view, value.reshape(view.shape), casting="same_kind")
+    def note(self, kind: Kind, tensors: list[Any]) -> None:
+        """Keep a frame that was computed for `peek`."""
+        if kind == "keyframe":
+            self._noted = None
+            return
+        assert self._note is not None
+        given = {tensor.data_ptr() for tensor in tensors}
+        if self._parts is None:  # once per keyframe: it takes as long as a comparison
+            self._parts = list(self.state)
+        for number, tensor in enumerate(self._note(*tensors, self._params)):
+            # State in float32 is the frame itself, in memory that the next one is written to.
+            mine = _copy(tensor) if tensor.data_ptr() in given else tensor
+            self._parts[self._inputs[number]] = mine
+        self._noted = _tuple(self._parts)
 
     def peek(self, tensors: list[Any]) -> float:
-        """Find out what share of the frame changed since the frame noted.
+        """Find out what share of the frame changed since the frame noted."""
+        if self._noted is None:
+            return self.probe(tensors)
+        self._probed = False
+        return self._compare(self._peek, tensors, self._noted)
 
-        What the residual program keeps is then that of neither frame: a keyframe has to follow
-        before the next residual frame.
-        """
-        state = list(self.state)
-        for tensor, number in zip(self._latest, range(self._input_count), strict=True):
-            state[self._inputs[number]] = tensor
-        return self._compare(tensors, _tuple(state))
-
-    def _compare(self, tensors: list[Any], state: Any) -> float:
+    def _compare(self, program: Any, tensors: list[Any], state: Any) -> float:
         self.prepare()
-        assert self._probe is not None
-        maps = self._probe(*tensors, state, self._workspace, self._params)
+        maps = program(*tensors, state, self._workspace, self._params)
         if not self._changed:
             self._changed = [np.from_dlpack(m) for m in maps]
         return max(float(np.count_nonzero(m)) / m.size for m in self._changed)
@@ -233,6 +242,12 @@ class Programs:
             self._tensors.append(tensor)
             self._views[entry.name] = view
         self._workspace = _tuple(self._tensors)
+
+
+def _copy(tensor: Any) -> Any:
+    import tvm
+
+    return tvm.runtime.tensor(np.from_dlpack(tensor))
 
 
 def _tuple(tensors: Iterable[Any]) -> Any:

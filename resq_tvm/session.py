@@ -14,7 +14,7 @@ from resq_tvm.buffers import Buffers, Frame, Output
 from resq_tvm.costs import CostModel, Costs
 from resq_tvm.device import prepare_thread_pool, resolve_threads, use_threads
 from resq_tvm.errors import ClipError, ConfigError, FrameError
-from resq_tvm.keyframes import Decision, KeyframePolicy, KeyframeSchedule, Mode, Program, Reason
+from resq_tvm.keyframes import Decision, KeyframePolicy, KeyframeSchedule, Kind, Mode, Reason
 from resq_tvm.programs import Programs
 
 OnBroken = Literal["raise", "skip"]
@@ -31,17 +31,19 @@ class FrameInfo:
     Attributes
     ----------
     kind : str
-        The program that computed it; ``"frame"`` is the one without state.
+        The program that computed it; ``"frame"`` is the one without state. ``"repeat"``: none, it
+        got the output of the frame that was computed last.
     reason : str or None
         Why it was not a residual frame (docs/streams.md); None for residual frames.
     changed : float or None
         Share of the input that changed since the keyframe (if the reason is ``"resume"``, or a
-        rest went on: since the frame before); None if nobody looked.
+        rest went on: since the frame before; if it is ``"repeat"``: since the frame that was
+        computed last); None if nobody looked.
     predicted_ms : float or None
         What a residual frame was expected to take, None if ``changed`` is not about that.
     """
 
-    kind: Program
+    kind: Kind
     index: int
     ms: float
     reason: Reason | None = None
@@ -115,6 +117,11 @@ class Session:
                 f"adaptive keyframes need a scheme that chooses bits, this is {manifest.scheme}; "
                 "use a period"
             )
+        if self.keyframes.repeat is not None and not self._programs.can_peek:
+            raise ConfigError(
+                f"repeating outputs needs a scheme that chooses bits and a library that can note "
+                f"frames, this is {manifest.scheme} without; leave repeat out, or compile it anew"
+            )
         self.costs: Costs = CostModel() if costs is None else costs
         self._schedule = self._new_schedule()
 
@@ -162,16 +169,16 @@ class Session:
         start = time.perf_counter()
         decision, share, predicted = self._decide(tensors)
         looked = time.perf_counter()
-        results = programs.run(decision.program, tensors)
+        results = programs.run(decision.kind, tensors)
         done = time.perf_counter()
-        if schedule.ends_rest and decision.program == "frame":
-            programs.note(tensors)
+        if schedule.keeps(decision.kind):
+            programs.note(decision.kind, tensors)
         elapsed = time.perf_counter() - start
-        schedule.note(decision.program, (done - looked) * 1e3, share, (looked - start) * 1e3)
+        schedule.note(decision.kind, (done - looked) * 1e3, share, (looked - start) * 1e3)
         if programs.state is not before:
-            self._buffers.give_up(programs.state, decision.program)
+            self._buffers.give_up(programs.state, decision.kind)
         self.last = FrameInfo(
-            decision.program, self._index, elapsed * 1e3, decision.reason, share, predicted
+            decision.kind, self._index, elapsed * 1e3, decision.reason, share, predicted
         )
         self._index += 1
         return self._buffers.unload(results)
@@ -265,12 +272,16 @@ class Session:
 
     def _decide(self, tensors: list[Any]) -> tuple[Decision, float | None, float | None]:
         """Return what computes the frame, the share that changed, a residual's expected time."""
-        step = self._schedule.start()
+        schedule, programs = self._schedule, self._programs
+        share: float | None = None
+        step = schedule.start()
+        if step == "latest":
+            share = programs.peek(tensors)
+            step = schedule.after_latest(share)
+        elif step == "peek":
+            share = programs.peek(tensors)
+            step = schedule.after_peek(share)
         if isinstance(step, Decision):
-            return step, None, None
-        if step == "peek":
-            share = self._programs.peek(tensors)
-            return self._schedule.after_peek(share), share, None
-        share = self._programs.probe(tensors)
-        expected = self._schedule.expected(share)
-        return self._schedule.after_probe(share), share, expected
+            return step, None if step.kind == "residual" else share, None
+        share = programs.probe(tensors)
+        return schedule.after_probe(share), share, schedule.expected(share)

@@ -24,8 +24,8 @@ from tvm.runtime.vm import VirtualMachine
 
 from resq_tvm.errors import TargetError
 from resq_tvm.passes.graph import Graph, inputs_of, op_name, recall
-from resq_tvm.passes.lower import KernelRecord
 from resq_tvm.passes.npu.lowering import LoweredNpu
+from resq_tvm.passes.programs import KernelRecord
 from resq_tvm.reference.executor import Executor
 from resq_tvm.schedules.meaning import is_exact
 from resq_tvm.schedules.spec import CodeFormat, TensorSpec

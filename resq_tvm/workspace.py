@@ -10,7 +10,7 @@ import tvm
 from numpy.typing import NDArray
 
 from resq_tvm.passes.changes import THRESHOLDS, WorkspaceTensor
-from resq_tvm.passes.lower import KernelRecord
+from resq_tvm.passes.programs import KernelRecord
 from resq_tvm.schedules.context import input_maps, output_maps
 
 

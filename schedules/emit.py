@@ -17,10 +17,13 @@ from resq_tvm.schedules.context import Context
 from resq_tvm.schedules.conv import emit_conv
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.depthwise import emit_depthwise
+from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.floatconv import emit_float_conv
+from resq_tvm.schedules.gate import emit_gate
 from resq_tvm.schedules.halo import emit_halo
 from resq_tvm.schedules.interleave import emit_interleaved
 from resq_tvm.schedules.listing import begin
+from resq_tvm.schedules.packed import PackedEpilogue, packable
 from resq_tvm.schedules.pool import emit_pool
 from resq_tvm.schedules.spatial import (
     emit_mean,
@@ -91,9 +94,25 @@ def emit(
     if kernel.sparse is None:  # the outputs of a sparse kernel are kept, halos with them
         for spec in kernel.outputs:
             emit_halo(ctx, spec)
+    return _function(ctx, kernel.name)
+
+
+def emit_comparison(
+    kernel: FusedKernel, decision: Decision, target: Target
+) -> tuple[Any, list[tuple[str, NDArray[Any]]]]:
+    """Write the gate of a kernel alone: it marks what changed and leaves all else as it is.
+
+    Parameters and results are as of `emit`; outputs, tiles and counts are taken and not touched.
+    """
+    ctx = Context(kernel, decision, target)
+    emit_gate(ctx, PackedEpilogue(ctx) if packable(ctx) else Epilogue(ctx))
+    return _function(ctx, f"{kernel.name}_compared")
+
+
+def _function(ctx: Context, name: str) -> tuple[Any, list[tuple[str, NDArray[Any]]]]:
     func = tirx.PrimFunc(ctx.parameters(), ctx.code.statement()).with_attr(
         {
-            "global_symbol": kernel.name,
+            "global_symbol": name,
             "s_tir": True,
             "tirx.is_scheduled": True,
             "tirx.noalias": True,

@@ -10,11 +10,11 @@ from resq_tvm.passes.graph import inputs_of, op_name
 from resq_tvm.passes.kernel_spec import Thresholds, read_kernel
 from resq_tvm.passes.layouts import Plan, renamed
 from resq_tvm.passes.limits import CodeLimits
-from resq_tvm.passes.lower import layer_of
 from resq_tvm.passes.npu.choices import choose_apart, chooses_late
 from resq_tvm.passes.npu.host import VIEWS
 from resq_tvm.passes.npu.memory import Value
 from resq_tvm.passes.npu.support import can_move, misfits
+from resq_tvm.passes.programs import layer_of
 from resq_tvm.schedules.atrest import rests_at_zero
 from resq_tvm.schedules.spec import ANYTHING, FusedKernel, Sparse, TensorSpec
 from resq_tvm.targets.preset import Target

@@ -14,12 +14,13 @@ from resq_tvm.errors import CompileError
 from resq_tvm.passes.graph import op_name
 from resq_tvm.passes.kernel_spec import Thresholds
 from resq_tvm.passes.layouts import Plan
-from resq_tvm.passes.lower import KernelRecord, Lowered
+from resq_tvm.passes.lower import Lowered
 from resq_tvm.passes.npu.arrangement import Arrangement, network_key
 from resq_tvm.passes.npu.assemble import Emitted, ProgramWriter
 from resq_tvm.passes.npu.cascade import Cascade, Findings, Planner, place_cascades
 from resq_tvm.passes.npu.items import Item, ProgramItems
 from resq_tvm.passes.npu.memory import Arena, keep_on_chip, spill
+from resq_tvm.passes.programs import KernelRecord
 from resq_tvm.schedules.choice import CASCADE, NETWORK, Chosen, Decider
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.npu.codegen import Place

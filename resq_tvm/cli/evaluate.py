@@ -18,6 +18,7 @@ from resq_tvm.cli.options import (
     MaxDistance,
     MinDistance,
     OptionalPeriod,
+    Repeat,
     Threads,
     choose_clip,
     choose_policy,
@@ -52,6 +53,7 @@ def evaluate(
         bool,
         typer.Option("--guard", help="With the guard of sessions; adaptive keyframes always are."),
     ] = False,
+    repeat: Repeat = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -78,12 +80,13 @@ def evaluate(
         min_distance=min_distance,
         max_distance=max_distance,
         guard=guard,
+        repeat=repeat,
         threads=threads,
     )
     if (labels is None) == (model is None):
         raise ConfigError("evaluate needs either --labels DIR or --model MODEL")
     guarded = guard or keyframes == "adaptive"
-    policy = choose_policy(keyframes, min_distance, max_distance, guarded)
+    policy = choose_policy(keyframes, min_distance, max_distance, guarded, repeat)
     shape = parse_shape(input_shape)
     clip = choose_clip(input, frames=frames, crop=crop)
 

@@ -62,6 +62,7 @@ def inspect(
         "keyframe": True,
         "residual": manifest.has_residual,
         "probe": manifest.probe,
+        "note": manifest.note,
         "frame": manifest.frame_params is not None,
     }
 

@@ -73,6 +73,15 @@ Guard = Annotated[
     bool,
     typer.Option("--guard/--no-guard", help="Compute frames on their own where residuals cost."),
 ]
+Repeat = Annotated[
+    float | None,
+    typer.Option(
+        "--repeat",
+        metavar="SHARE",
+        help="Give a frame of which at most SHARE (0 to 1) changed since the frame computed last "
+        "that one's output.",
+    ),
+]
 TargetName = Annotated[
     str,
     typer.Option(
@@ -142,12 +151,16 @@ def check_period(period: int | None) -> None:
 
 
 def choose_policy(
-    mode: Literal["period", "adaptive"], least: int, most: int | None, guard: bool
+    mode: Literal["period", "adaptive"],
+    least: int,
+    most: int | None,
+    guard: bool,
+    repeat: float | None,
 ) -> KeyframePolicy:
     """Return the policy that the options describe; raise `ConfigError` if they are at odds."""
     from resq_tvm.keyframes import KeyframePolicy
 
-    return KeyframePolicy(mode, least, most, guard)
+    return KeyframePolicy(mode, least, most, guard, repeat)
 
 
 def choose_clip(

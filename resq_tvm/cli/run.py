@@ -21,6 +21,7 @@ from resq_tvm.cli.options import (
     OnBroken,
     OptionalPeriod,
     RawShape,
+    Repeat,
     Threads,
     choose_clip,
     choose_policy,
@@ -42,6 +43,7 @@ def run(
     min_distance: MinDistance = 1,
     max_distance: MaxDistance = None,
     guard: Guard = True,
+    repeat: Repeat = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -67,9 +69,10 @@ def run(
         min_distance=min_distance,
         max_distance=max_distance,
         guard=guard,
+        repeat=repeat,
         threads=threads,
     )
-    policy = choose_policy(keyframes, min_distance, max_distance, guard)
+    policy = choose_policy(keyframes, min_distance, max_distance, guard, repeat)
     check_writable(output)
 
     from resq_tvm.artifact import Artifact

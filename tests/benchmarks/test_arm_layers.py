@@ -12,7 +12,7 @@ import pytest
 from benchmarks import arm_layers
 from benchmarks.arm_layers import crop, distinct, execute, read, write
 from benchmarks.arm_layers_page import Row, gains, mean_gain, network_gain, page
-from resq_tvm.passes.lower import KernelRecord
+from resq_tvm.passes.programs import KernelRecord
 from resq_tvm.schedules import meaning
 from resq_tvm.schedules.rules import decide
 from resq_tvm.schedules.spec import Conv, FusedKernel

@@ -48,8 +48,8 @@ def artifact(network: QuantizedNetwork, tmp_path_factory: pytest.TempPathFactory
 class Reference:
     """The network's programs in PyTorch; which one runs is said from outside."""
 
-    def __init__(self, network: QuantizedNetwork) -> None:
-        programs = Partition("float16")(network.module)
+    def __init__(self, network: QuantizedNetwork, state_dtype: str = "float16") -> None:
+        programs = Partition(state_dtype)(network.module)
         self.keyframe = Executor(programs["keyframe"], watch=())
         self.residual = Executor(programs["residual"], watch=())
         alone = annotated(small_network(), "W8A8")
@@ -93,15 +93,31 @@ def moving(count: int) -> list[Frame]:
 def play(session: Session, reference: Reference, frames: list[Frame]) -> str:
     """Run frames, hold every output against the reference, return a letter per frame."""
     letters = ""
+    y = frames[0]
     for frame in frames:
-        y = session(frame)
+        before, y = y, session(frame)
         assert session.last is not None
+        if session.last.kind == "repeat":
+            np.testing.assert_array_equal(y, before)
+            letters += "="
+            continue
         want = reference(session.last.kind, frame)
         # float32 sums of another order may round a code otherwise, once in a while.
         off = np.abs(y - want) > 1e-4 * np.abs(want).max()
         assert off.mean() < 0.001, (session.last, off.mean())
         letters += session.last.kind[0]
     return letters
+
+
+def corners(text: str) -> list[Frame]:
+    """A still picture; a digit is the corner in which something is."""
+    frames = []
+    for letter in text:
+        frame = still()
+        y, x = divmod(int(letter), 2)
+        frame[:, 20 * y : 20 * y + 6, 20 * x : 20 * x + 6] += np.float32(0.5)
+        frames.append(frame)
+    return frames
 
 
 def test_every_program_answers_as_the_reference(
@@ -167,6 +183,42 @@ def test_without_the_guard_the_period_alone_decides(
 ) -> None:
     session = Session(artifact, threads=1, keyframes=KeyframePolicy(guard=False))
     assert play(session, Reference(network), moving(9)) == "krrrkrrrk"
+
+
+@pytest.mark.parametrize("state_dtype", ["float16", "float32"])
+def test_repeats_between_residual_frames(
+    artifact: Artifact, network: QuantizedNetwork, state_dtype: str
+) -> None:
+    """Comparing with the frame computed last does not disturb what residual frames keep."""
+    if state_dtype == "float32":
+        artifact = compiler.compile(network, state_dtype=state_dtype)
+    policy = KeyframePolicy(guard=False, repeat=0.0)
+    session = Session(artifact, threads=1, period=12, keyframes=policy)
+    reference = Reference(network, state_dtype)
+    frames = [*corners("0112203310"), *moving(2)]
+    assert play(session, reference, frames) == "kr=r=rr=rrrr"
+    session.reset()
+    shares = []
+    for frame in frames[:4]:
+        session(frame)
+        assert session.last is not None
+        shares.append(session.last.changed)
+    assert shares[0] is None and shares[2] == 0 and session.last.kind == "residual"
+
+
+def test_repeats_between_frames_on_their_own(artifact: Artifact, network: QuantizedNetwork) -> None:
+    policy = KeyframePolicy(repeat=0.0)
+    session = Session(artifact, threads=1, costs=FixedCosts(), keyframes=policy, copy=False)
+    twice = [frame for frame in moving(8) for _ in range(2)]
+    assert play(session, Reference(network), twice) == "k=" + "f=" * 7
+    session.skip()
+    assert play(session, Reference(network), twice[:2]) == "k="
+
+
+def test_repeating_needs_to_know_what_changed(tmp_path: Path) -> None:
+    static = tiny_artifact.write(tmp_path / "n.resq")
+    with pytest.raises(ConfigError, match="repeating outputs needs a scheme that chooses bits"):
+        Session(static, keyframes=KeyframePolicy(repeat=0.1))
 
 
 def test_costs_are_learned_from_frames(artifact: Artifact) -> None:
@@ -272,3 +324,5 @@ def test_run_counts_reasons(
     assert json.loads(capsys.readouterr().out)["reasons"] == {"first": 1, "period": 1}
     assert call(*arguments, "--keyframes", "adaptive", "-o", str(tmp_path / "p")) == 0
     assert "  first" in capsys.readouterr().out
+    assert call(*arguments, "--repeat", "1", "-o", str(tmp_path / "q"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["reasons"] == {"first": 1, "repeat": 6, "period": 1}

@@ -33,30 +33,33 @@ class Stream:
         self.ms = 0.0
 
     def play(self, scene: Scene) -> str:
-        """Return a letter per frame: K, r or f."""
+        """Return a letter per frame: K, r, f or =."""
         return "".join(self.step(frame) for frame in scene)
 
     def step(self, frame: float) -> str:
         schedule, costs = self.schedule, self.costs
         decision, share = schedule.start(), None
+        if decision == "latest":
+            share = self.changed(frame, self.noted)
+            decision = schedule.after_latest(share)
         if decision == "peek":
             share = self.changed(frame, self.noted)
             decision = schedule.after_peek(share)
-        elif decision == "probe":
+        if decision == "probe":
             share = self.changed(frame, self.key)
             decision = schedule.after_probe(share)
         assert isinstance(decision, Decision)
-        if schedule.ends_rest and decision.program == "frame":
+        if schedule.keeps(decision.kind):
             self.noted = frame
-        ms = {"keyframe": costs.keyframe, "frame": costs.frame}.get(decision.program)
+        ms = {"keyframe": costs.keyframe, "frame": costs.frame, "repeat": 0.0}.get(decision.kind)
         ms = costs.residual(share or 0) if ms is None else ms
         looked = costs.probe if share is not None else 0.0
         self.ms += ms + looked
-        schedule.note(decision.program, ms, share, looked)
-        if decision.program == "keyframe":
+        schedule.note(decision.kind, ms, share, looked)
+        if decision.kind == "keyframe":
             self.key = frame
         self.reasons.append(decision.reason or "")
-        return {"keyframe": "K", "residual": "r", "frame": "f"}[decision.program]
+        return {"keyframe": "K", "residual": "r", "frame": "f", "repeat": "="}[decision.kind]
 
 
 STILL = [0.0] * 200
@@ -210,3 +213,37 @@ def test_policies_are_checked() -> None:
         KeyframePolicy("adaptive", 3, 2)
     assert KeyframePolicy("adaptive").limit(8) == 32
     assert KeyframePolicy().limit(8) == 8
+
+
+def test_still_frames_repeat_until_the_period_ends() -> None:
+    for guard in (False, True):
+        stream = Stream(KeyframePolicy(guard=guard, repeat=0.0), 4)
+        assert stream.play(STILL[:10]) == "K===" + ("f===f=" if guard else "K===K=")
+        assert stream.reasons[1:4] == ["repeat"] * 3
+
+
+def test_a_frame_repeats_the_one_computed_last() -> None:
+    # Each step is small, but they add up: every fourth frame is computed.
+    stream = Stream(KeyframePolicy(guard=False, repeat=0.1), 32)
+    assert stream.play(0.03 * n for n in range(13)) == "K===r===r===r"
+    assert stream.play([5.0, 5.05]) == "r="
+
+
+def test_repeats_do_not_make_keyframes_pay() -> None:
+    # Two frames alike, then all is new: a keyframe would be wasted on the one frame it serves.
+    stream = Stream(KeyframePolicy(repeat=0.1), 8)
+    played = stream.play(float(n // 2) for n in range(40))
+    assert played == "K=" + "f=" * 19
+    assert stream.ms < 1.1 * 20 * stream.costs.frame
+
+
+def test_residuals_come_back_beside_repeats() -> None:
+    stream = Stream(KeyframePolicy(repeat=0.01), 8)
+    stream.play(MOVING[:30])
+    played = stream.play([30 + 0.05 * (n % 2) for n in range(60)])
+    assert "Krrrrrrr" in played
+
+
+def test_the_share_to_repeat_is_a_share() -> None:
+    with pytest.raises(ConfigError, match=r"repeat 1\.5 is out of range; give a share, 0 to 1"):
+        KeyframePolicy(repeat=1.5)

@@ -166,15 +166,16 @@ inline void check_records(const Node& root) {
   if (const auto options = root.get("options")) options->entries();
   if (const auto names = root.get_value("frame_params")) names->texts();
   if (const auto names = root.get("thresholds")) names->texts();
+  if (const auto note = root.get("note")) note->flag();
 }
 
 // Throws Invalid or std::overflow_error.
 inline Manifest read_manifest(const Node& root) {
   root.only({"format",       "format_version", "versions", "target",     "scheme",
              "period",       "inputs",         "outputs",  "state",      "workspace",
-             "probe",        "thresholds",     "params",   "layers",     "kernels",
+             "probe",        "note",           "params",   "layers",     "kernels",
              "frame_params", "opaque",         "bops",     "options",    "processing",
-             "files"});
+             "thresholds",   "files"});
   Manifest manifest;
   if (const auto format = root.get("format")) format->text({"resq-tvm artifact"});
   const Node versions = root["versions"];
