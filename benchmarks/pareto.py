@@ -4,7 +4,8 @@
 
 `espnet_camvid.onnx` on the labelled drive (camvid/val, T = 3, calibrated on the first 30 frames),
 from compiled artifacts: frame quantization, holding the keyframe, static ResQ, and the dynamic
-scheme at several tau. One dynamic artifact serves all of them: thresholds are parameters.
+scheme at several tau, its residuals as they are and in sessions with their guard. One dynamic
+artifact serves all of them: thresholds are parameters.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +71,29 @@ def built(scheme: str, net: Any, frames: list[Any]) -> tuple[QuantizedNetwork, A
     return qnet, resq.compile(qnet, output=folder, processing=PROCESSING)
 
 
-def run(artifact: Artifact, frames: list[Any], scale: float = 1.0) -> tuple[list[Any], float]:
-    """Return the class maps of all frames, and the mean milliseconds of a frame."""
+def run(
+    artifact: Artifact, frames: list[Any], scale: float = 1.0, guard: bool = False
+) -> tuple[list[Any], float, Counter[str]]:
+    """Return the class maps of all frames, the mean milliseconds of a frame, frames by program."""
     session = resq.Session(
         artifact,
         period=PERIOD,
         copy=False,
         threads=1,
         threshold_scale=scale,
-        keyframes=KeyframePolicy(guard=False),
+        keyframes=KeyframePolicy(guard=guard),
     )
     layouts = [o.layout for o in artifact.manifest.outputs]
-    maps, spans = [], []
+    maps, spans, kinds = [], [], []
     for frame in [*frames[:PERIOD], *frames]:
         start = time.perf_counter()
         output = session(frame)
         spans.append((time.perf_counter() - start) * 1e3)
         outputs = output if isinstance(output, tuple) else (output,)
         maps.append(plain(interpret(PROCESSING.task, outputs, layouts)))
+        kinds.append(session.last.kind if session.last else "")
     rounds = [statistics.fmean(spans[i : i + PERIOD]) for i in range(PERIOD, len(spans), PERIOD)]
-    return maps[PERIOD:], statistics.median(rounds)
+    return maps[PERIOD:], statistics.median(rounds), Counter(kinds[PERIOD:])
 
 
 def mean_bits(
@@ -146,21 +151,28 @@ def measure() -> list[dict[str, Any]]:
     for scheme in FRAME:
         qnet, artifact = built(scheme, net, load.frames)
         reference = reference or against_labels(DATA / "camvid/valannot", artifact.manifest)
-        maps, ms = run(artifact, load.frames)
+        maps, ms, _ = run(artifact, load.frames)
         cost = bops.count(qnet.module, 1).bops_keyframe / 1e9
         add("frame", scheme, maps, cost, ms)
         if scheme == "W8A8":
             add("hold", "hold", hold(maps, PERIOD), cost / PERIOD, ms / PERIOD)
     for scheme in STATIC:
         qnet, artifact = built(scheme, net, load.frames)
-        maps, ms = run(artifact, load.frames)
+        maps, ms, _ = run(artifact, load.frames)
         add("static", scheme, maps, bops.count(qnet.module, PERIOD).bops_amortized / 1e9, ms)
     qnet, artifact = built(args.scheme, net, load.frames)
     for tau in args.tau:
-        maps, ms = run(artifact, load.frames, tau / TAU)
+        maps, ms, _ = run(artifact, load.frames, tau / TAU)
         bits, tiles = mean_bits(qnet, artifact, load.frames, tau / TAU)
-        cost = bops.count(qnet.module, PERIOD, bits).bops_amortized / 1e9
-        add("dynamic", f"tau {tau:g}", maps, cost, ms, tau=tau, tiles=tiles)
+        report = bops.count(qnet.module, PERIOD, bits)
+        add(
+            "dynamic", f"tau {tau:g}", maps, report.bops_amortized / 1e9, ms, tau=tau, tiles=tiles
+        )  # fmt: skip
+        maps, ms, kinds = run(artifact, load.frames, tau / TAU, guard=True)
+        # A frame on its own has a keyframe's bits; residuals count as the mean of them all.
+        residuals = kinds["residual"] / kinds.total()
+        cost = residuals * report.bops_residual + (1 - residuals) * report.bops_keyframe
+        add("guarded", f"tau {tau:g}", maps, cost / 1e9, ms, tau=tau, residuals=residuals)
     return points
 
 
@@ -172,7 +184,7 @@ def plot(points: list[dict[str, Any]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    styles = {"frame": "s", "hold": "x", "static": "^", "dynamic": "o-"}
+    styles = {"frame": "s", "hold": "x", "static": "^", "dynamic": "o-", "guarded": "d:"}
     for axis, key, name in (
         (axes[0], "gbops", "GBOPs per frame"),
         (axes[1], "ms", "ms per frame, 1 thread"),
@@ -206,9 +218,8 @@ def main() -> None:
             "| --- | --- | --- | --- | --- | --- |",
         ]
         for p in points:
-            label = f"dynamic, {p['label']}" if p["kind"] == "dynamic" else p["label"]
-            if p["kind"] == "frame":
-                label = f"frame {label}"
+            before = {"dynamic": "dynamic, ", "guarded": "guarded, ", "frame": "frame "}
+            label = before.get(p["kind"], "") + p["label"]
             share = f"{100 * p['tiles']:.0f} %" if "tiles" in p else ""
             lines.append(
                 f"| {label} | {p['miou']:.2f} | {p['miou_unseen']:.2f} | {p['gbops']:.1f} "
