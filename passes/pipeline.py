@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from resq_tvm.errors import CompileError
+from resq_tvm.passes.executable import link
 from resq_tvm.passes.fuse import FuseKernels
 from resq_tvm.passes.lower import Lowered, lower
 from resq_tvm.passes.npu.arrangement import Arrangement
@@ -121,7 +122,7 @@ def generate_code(lowered: Lowered, target: Target) -> Any:
     # checks in every kernel cost a fifth of the compile time and a microsecond per call.
     config = {"tirx.disable_assert": True}
     with machine, tvm.transform.PassContext(opt_level=3, config=config):
-        return tvm.relax.build(module, target=machine, relax_pipeline=build_pipeline())
+        return link(build_pipeline()(module), machine)
 
 
 def build_pipeline() -> tvm.transform.Pass:

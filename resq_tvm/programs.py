@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resq_tvm.artifact import Artifact
+from resq_tvm.errors import ArtifactError
 from resq_tvm.keyframes import Kind
 from resq_tvm.manifest import THRESHOLDS
 
@@ -50,16 +51,16 @@ class Programs:
         self._results: Any = None  # of the latest keyframe or residual frame
         self._as_key = False  # whether they are those of the keyframe
 
-    def _enter(self, machine: Any) -> None:
-        """Run the programs on a virtual machine."""
+    def _enter(self, machine: Any, suffix: str = "") -> None:
+        """Run the programs whose names end like that on a virtual machine."""
         manifest = self._artifact.manifest
         self.machine = machine
-        self._keyframe = machine["keyframe"]
-        self._residual = machine["residual"] if manifest.has_residual else None
-        self._probe = machine["probe"] if manifest.probe else None
-        self._frame = machine["frame"] if manifest.frame_params is not None else None
-        self._note = machine["note"] if manifest.note else None
-        self._peek = machine["peek"] if manifest.note else None
+        self._keyframe = machine[f"keyframe{suffix}"]
+        self._residual = machine[f"residual{suffix}"] if manifest.has_residual else None
+        self._probe = machine[f"probe{suffix}"] if manifest.probe else None
+        self._frame = machine[f"frame{suffix}"] if manifest.frame_params is not None else None
+        self._note = machine[f"note{suffix}"] if manifest.note else None
+        self._peek = machine[f"peek{suffix}"] if manifest.note else None
 
     def set_thresholds(self, values: NDArray[np.float32]) -> None:
         """Let residual frames decide by other thresholds, in the manifest's order."""
@@ -74,11 +75,20 @@ class Programs:
     def instrumented(self, instrument: Callable[..., int]) -> Iterator[None]:
         """Let the virtual machine tell ``instrument`` of every call while the context lasts.
 
-        A machine that was instrumented once stays slow: it is another one that is.
+        It is another machine, on programs in bytecode: those in machine code tell nothing.
         """
+        from resq_tvm.passes.executable import OBSERVED
+
         usual, other = self.machine, self._artifact.virtual_machine(self._threshold_scale)
         other.set_instrument(instrument)
-        self._enter(other)
+        try:
+            self._enter(other, OBSERVED)
+        except AttributeError:
+            self._enter(usual)
+            raise ArtifactError(
+                f"artifact {str(self._artifact.path)!r} was compiled by a version without programs "
+                "to observe; compile it anew"
+            ) from None
         try:
             yield
         finally:

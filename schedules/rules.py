@@ -7,6 +7,7 @@ the list takes everything.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from resq_tvm.schedules.arm.schemes import choose
 from resq_tvm.schedules.decision import Decision
@@ -29,6 +30,9 @@ _LATENCY, _MOST_AHEAD = 3000, 6
 # Depthwise tiles at most: the more pixels, the more of them without a change. On planes of few
 # pixels most of them change.
 _SPARSE_TILE, _SPARSE_TILE_OF_FEW, _FEW_PIXELS = (2, 2), (2, 4), 64
+# Pixels of a plane whose tiles that changed are worked on by one thread: handing them out takes
+# longer, and asking how many threads there are takes a tenth of a small kernel.
+_ONE_THREAD = 16
 _MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
 
 Rule = Callable[[FusedKernel, Target], Decision | None]
@@ -190,5 +194,6 @@ def decide(kernel: FusedKernel, target: Target) -> Decision:
     for rule in RULES:
         decision = rule(kernel, target)
         if decision is not None:
-            return decision
+            alone = kernel.sparse is not None and kernel.h * kernel.w <= _ONE_THREAD
+            return replace(decision, parallel=False) if alone else decision
     raise AssertionError("the last rule takes every kernel")

@@ -11,7 +11,7 @@ import pytest
 
 from resq_tvm.artifact import Artifact
 from resq_tvm.device import available_cpus
-from resq_tvm.errors import ClipError, ConfigError, FrameError
+from resq_tvm.errors import ArtifactError, ClipError, ConfigError, FrameError
 from resq_tvm.session import Session
 from tests.resq_tvm.tiny_artifact import SHAPE, expect_key, expect_residual, write
 
@@ -209,3 +209,14 @@ def test_threads_out_of_range(artifact: Artifact) -> None:
         Session(artifact, threads=0)
     with pytest.raises(ConfigError, match=f"allows 1 to {available_cpus()}"):
         Session(artifact, threads=available_cpus() + 1)
+
+
+def test_artifact_without_programs_to_observe_still_runs(
+    artifact: Artifact, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(artifact)
+    monkeypatch.setattr("resq_tvm.passes.executable.OBSERVED", "_of_a_later_version")
+    with pytest.raises(ArtifactError, match="compile it anew"), session.observed():
+        pass
+    session(frames[0])
+    assert session.last is not None and session.last.kind == "keyframe"

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from resq_tvm.errors import CompileError
 from resq_tvm.schedules.resample import axis_table
 from resq_tvm.schedules.rules import decide
-from resq_tvm.schedules.spec import Conv, FusedKernel, Node, Resize, Store, Walk
+from resq_tvm.schedules.spec import Conv, FusedKernel, Node, Resize, Sparse, Store, Walk
 from resq_tvm.targets.preset import PRESETS
 from tests.schedules.harness import code_tensor, conv_phase, float_tensor
 
@@ -66,3 +68,12 @@ def test_unknown_coordinates_and_roundings_are_named():
         axis_table(Resize("x", "linear", "tilted"), 4, 8)
     with pytest.raises(CompileError, match="rounding 'up' is unknown"):
         axis_table(Resize("x", "nearest_neighbor", "half_pixel", "up"), 4, 8)
+
+
+@pytest.mark.parametrize(("side", "parallel"), [(4, False), (5, True)])
+def test_small_planes_with_tiles_left_out_are_for_one_thread(side, parallel):
+    target = PRESETS["x86-avx512-vnni"]
+    kernel = conv_kernel(target, 64, 64, side, side, k=1)
+    assert decide(kernel, target).parallel
+    sparse = Sparse({}, False, {}, 1, 1, 0, 64, None, frozenset())
+    assert decide(replace(kernel, sparse=sparse), target).parallel == parallel
