@@ -33,6 +33,8 @@ class Buffers:
         self._layouts = tuple(output.layout for output in manifest.outputs)
         self._copy = copy
         self._tensors: list[Any] = [None] * len(self._entries)
+        self._views: list[Any] = [None] * len(self._entries)
+        self._lasting: tuple[Any, list[NDArray[np.float32]]] = (None, [])  # outputs, as arrays
         # Fresh memory for every check would be mapped page by page, which takes as long again.
         self._finite: list[Any] = [None] * len(self._entries)
         self._kept: dict[str, list[int]] = {}  # program → inputs that become state
@@ -70,11 +72,16 @@ class Buffers:
                 i for i, tensor in enumerate(self._tensors) if tensor.data_ptr() in held
             ]
         for i in self._kept[program]:
-            self._tensors[i] = None
+            self._tensors[i] = self._views[i] = None
 
-    def unload(self, results: Any) -> Output:
-        """Return a program's outputs in the source model's shape and layout, one as it is."""
-        outputs = tuple(self._array(i, tensor) for i, tensor in enumerate(results))
+    def unload(self, results: Any, lasting: bool = False) -> Output:
+        """Return a program's outputs in the source model's shape and layout, one as it is.
+
+        ``lasting`` outputs come again, with other contents.
+        """
+        arrays = self._lasting[1] if results is self._lasting[0] else [*map(_view, results)]
+        self._lasting = (results, arrays) if lasting else (None, [])
+        outputs = tuple(self._array(i, array) for i, array in enumerate(arrays))
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _fill(self, number: int, array: NDArray[np.float32], index: int) -> Any:
@@ -85,7 +92,8 @@ class Buffers:
             array = array.transpose(_TO_NHWC)
         if self._tensors[number] is None:
             self._tensors[number] = tvm.runtime.empty(array.shape, "float32")
-        view = cast("NDArray[np.float32]", np.from_dlpack(self._tensors[number]))
+            self._views[number] = _view(self._tensors[number])
+        view = self._views[number]
         _copy(view, array)
         self._finite[number] = np.isfinite(view, out=self._finite[number])  # the copy is contiguous
         if not self._finite[number].all():
@@ -95,13 +103,16 @@ class Buffers:
             )
         return self._tensors[number]
 
-    def _array(self, index: int, tensor: Any) -> NDArray[np.float32]:
-        array = cast("NDArray[np.float32]", np.from_dlpack(tensor))
+    def _array(self, index: int, array: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._copy:
             array = array.copy()
         else:
             array.flags.writeable = False
         return array.transpose(_TO_NCHW) if self._layouts[index] == "NCHW" else array
+
+
+def _view(tensor: Any) -> NDArray[np.float32]:
+    return cast("NDArray[np.float32]", np.from_dlpack(tensor))
 
 
 def _copy(destination: NDArray[np.float32], source: NDArray[np.float32]) -> None:

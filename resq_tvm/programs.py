@@ -44,12 +44,16 @@ class Programs:
         self._entries = manifest.workspace
         self._workspace: Any = None
         self._views: dict[str, NDArray[Any]] = {}
+        self._refreshed: list[tuple[NDArray[Any], int]] = []  # after every keyframe, with what
+        self._outputs = [(n, e) for n, e in enumerate(manifest.workspace) if e.output is not None]
         self._changed: list[NDArray[Any]] = []
         self._probed = False
         self._share = 1.0  # of the frame that the probe saw
         self._state_outputs: set[int] | None = None  # of a keyframe, those that are state, too
         self._results: Any = None  # of the latest keyframe or residual frame
         self._as_key = False  # whether they are those of the keyframe
+        self._later: Any = None  # of a residual frame since the keyframe
+        self._in_place: bool | None = None  # whether residual frames all write into the same
 
     def _enter(self, machine: Any, suffix: str = "") -> None:
         """Run the programs whose names end like that on a virtual machine."""
@@ -134,11 +138,10 @@ class Programs:
         self._parts = None
         self._probed = False
         if self.is_sparse:
-            self._results, self._as_key = results, True
+            self._results, self._as_key, self._later = results, True, None
             self.prepare()
-            for entry in self._entries:
-                if entry.refresh:
-                    self._views[entry.name].fill(entry.fill)
+            for view, fill in self._refreshed:
+                view.fill(fill)
             self._take_over(results)
         return results
 
@@ -148,9 +151,7 @@ class Programs:
             held = {t.data_ptr() for t in self.state}
             self._state_outputs = {n for n, t in enumerate(results) if t.data_ptr() in held}
         changed = False
-        for number, entry in enumerate(self._entries):
-            if entry.output is None:
-                continue
+        for number, entry in self._outputs:
             result = results[entry.output]
             if entry.output in self._state_outputs:  # state must not change
                 np.copyto(self._views[entry.name], np.from_dlpack(result))
@@ -226,8 +227,17 @@ class Programs:
             return self._results
         self.prepare()
         results, _ = self._residual(*tensors, self.state, self._workspace, self._params)
-        self._results, self._as_key = results, unchanged
-        return results
+        if self._in_place is None and self._later is not None:  # a program does it every time
+            pairs = zip(results, self._later, strict=True)
+            self._in_place = all(new.data_ptr() == old.data_ptr() for new, old in pairs)
+        if not self._in_place or self._later is None:
+            self._later = results
+        self._results, self._as_key = self._later, unchanged
+        return self._later
+
+    def lasts(self, results: Any) -> bool:
+        """Whether the next residual frames return these very outputs, with new contents."""
+        return bool(self._in_place) and results is self._later
 
     @property
     def counts(self) -> NDArray[np.int32] | None:
@@ -251,6 +261,8 @@ class Programs:
             view.fill(entry.fill)
             self._tensors.append(tensor)
             self._views[entry.name] = view
+            if entry.refresh:
+                self._refreshed.append((view, entry.fill))
         self._workspace = _tuple(self._tensors)
 
 

@@ -181,7 +181,7 @@ class Session:
             decision.kind, self._index, elapsed * 1e3, decision.reason, share, predicted
         )
         self._index += 1
-        return self._buffers.unload(results)
+        return self._buffers.unload(results, programs.lasts(results))
 
     def run(
         self, frames: Iterable[Frame | None], *, on_broken: OnBroken = "raise"

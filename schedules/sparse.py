@@ -33,6 +33,9 @@ from resq_tvm.schedules.tiles import overlap
 
 _BYTES = 64  # of a vector
 _FEW = 32  # channels: pixels of a row share vectors where the policy looks at them
+# Pixels of a plane on which one thread looks at all tiles that were computed: that is short, and to
+# hand tiles out to threads a second time takes as long on small planes.
+_SHORT = 1024
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,10 @@ def changed_tiles(
     with walk(together) as tile:
         yield tile
     if finish is not None:
-        with walk(finished) as tile:
+        with walk(finished, parallel=rows * columns > _SHORT) as tile:
             finish(tile, (1, len(tile.pixels)) if tile.pixels else size)
     if resting:
-        with _walk(ctx, (None, reset), plane, size, 1) as tile:
+        with _walk(ctx, (None, reset), plane, size, 1, parallel=False) as tile:
             _clear(ctx, tile, size, stride, offset)
 
 
@@ -139,10 +142,12 @@ def _walk(
     plane: tuple[int, int],
     size: tuple[int, int],
     together: int,
+    parallel: bool = True,
 ) -> Iterator[Tile]:
     """Nest what follows in a loop over the list: ``counts`` that changed, that are to be reset.
 
-    None leaves an end of the list out.
+    None leaves an end of the list out. The loop is for one thread if the kernel is or unless
+    ``parallel``.
     """
     code, buffers = ctx.code, ctx.sparse
     assert buffers is not None
@@ -176,7 +181,7 @@ def _walk(
         before_x = 0 if columns % tile_x == 0 else j * tile_x - x
         return Tile(y, x, active, before_y, before_x, later)
 
-    with code.loop(total, "p", ctx.decision.parallel) as p:
+    with code.loop(total, "p", ctx.decision.parallel and parallel) as p:
         ahead = ctx.decision.prefetch
         later = tile(tirx.Min(p + ahead, total - 1)) if ahead else None
         yield tile(p, later)
