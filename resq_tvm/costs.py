@@ -1,4 +1,4 @@
-"""What the next frame will cost, learned from the frames before: the session's cost model.
+"""What the next frame will cost, learned from the frames before, or fixed.
 
 Nothing here reads a clock: times come in as milliseconds, predictions go out.
 """
@@ -6,6 +6,7 @@ Nothing here reads a clock: times come in as milliseconds, predictions go out.
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import dataclass
 from typing import Protocol
 
 SHARES = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
@@ -58,6 +59,52 @@ class Costs(Protocol):
 
     def saw_residual(self, share: float, ms: float) -> None:
         """Learn from a residual frame, its probe not included."""
+
+
+@dataclass(frozen=True)
+class FixedCosts:
+    """Costs that nothing changes: what a session does then depends on its frames alone.
+
+    Attributes
+    ----------
+    keyframe, frame, probe : float
+        Milliseconds.
+    points : tuple of (float, float)
+        Of residual frames: shares of changed input, which rise, and milliseconds. Between them
+        lines are drawn, beyond them nothing changes.
+    """
+
+    keyframe: float
+    frame: float
+    probe: float
+    points: tuple[tuple[float, float], ...]
+
+    @property
+    def knows_frame(self) -> bool:
+        """Always: nothing has to be measured."""
+        return True
+
+    def residual(self, share: float) -> float:
+        """Return the cost of a residual frame after its probe, at a share of change."""
+        right = bisect_left(self.points, share, key=lambda point: point[0])
+        if right == 0:
+            return self.points[0][1]
+        if right == len(self.points):
+            return self.points[-1][1]
+        (low, before), (high, after) = self.points[right - 1 : right + 1]
+        return before + (share - low) / (high - low) * (after - before)
+
+    def saw_keyframe(self, ms: float) -> None:
+        """Learn nothing."""
+
+    def saw_frame(self, ms: float) -> None:
+        """Learn nothing."""
+
+    def saw_probe(self, ms: float) -> None:
+        """Learn nothing."""
+
+    def saw_residual(self, share: float, ms: float) -> None:
+        """Learn nothing."""
 
 
 class CostModel:
