@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -248,7 +249,7 @@ def costs_word(costs: FixedCosts) -> str:
 
 
 def _frames(
-    told: list[dict[str, object]], timeline: Iterable[tuple[int, int]]
+    told: list[dict[str, Any]], timeline: Iterable[tuple[int, int]]
 ) -> list[SimulatedFrame]:
     """Bring together what the runtime tells of its frames, and the regions that it entered."""
     found: list[SimulatedFrame] = []

@@ -126,7 +126,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "workspace.0.output",
     ),
     ({"probe": 2}, "probe"),
-    ({"note": "yes"}, "note"),
+    ({"note": 2}, "note"),
     ({"frame_params": [1]}, "frame_params.0"),
     (
         {"state": [{"name": "s", "shape": [1], "dtype": "int8", "bytes": 1, "input": "x"}]},
