@@ -1,7 +1,7 @@
 r"""Dynamic-ResQ on clips of static cameras, on emulated boards: simulated cycles, one thread.
 
     python -m benchmarks.arm_static_camera --case espnet_street --qnet espnet_street=FOLDER \
-        --scale 4 --repeat 0.4 --frames 104:136
+        --scale 4 --repeat 0.4 --frames 264:288
 
 The network that `benchmarks/static_camera.py` fits (``--qnet CASE=FOLDER`` takes it from a folder),
 beside a plain W8A8 network frame by frame. What is left out, and so the recovery, is the same on
@@ -118,7 +118,7 @@ def measure(made: Made, core: str, args: argparse.Namespace) -> list[dict[str, A
     path = made.artifact("dynamic", core)
     options = {"period": period, "threshold_scale": args.scale}
     always = play_residuals(path, stretch, **options)
-    costs = learn_costs(always, path, stretch[:4])
+    costs = learn_costs(always, path, stretch[:3])
     policies = {"guard": KeyframePolicy()}
     if args.repeat is not None:
         policies[f"guard, repeat {args.repeat:g}"] = KeyframePolicy(repeat=args.repeat)
