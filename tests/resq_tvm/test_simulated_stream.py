@@ -38,6 +38,21 @@ def test_fixed_costs_are_lines_between_points() -> None:
     assert costs.knows_frame
 
 
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ((), "residual frames have none"),
+        (((0.0, -1.0),), "a time is no number of milliseconds"),
+        (((0.0, float("nan")),), "a time is no number of milliseconds"),
+        (((0.5, 1.0), (0.5, 2.0)), "shares of residual frames must rise"),
+        (((0.5, 1.0), (1.5, 2.0)), "shares of residual frames must rise"),
+    ],
+)
+def test_fixed_costs_are_checked(points: tuple[tuple[float, float], ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"fixed costs: {message}"):
+        FixedCosts(7, 5, 0.1, points)
+
+
 def test_costs_as_an_option_of_the_runtime() -> None:
     word = "keyframe=7.0,frame=5.0,probe=0.1,residual@0.0=1.0,residual@0.5=3.0,residual@1.0=10.0"
     assert costs_word(COSTS) == word

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_decisions_and_costs_are_those_of_python(
     if chosen.repeat is not None:
         options["repeat"] = chosen.repeat
     kinds = set()
-    for seed, full in enumerate((3.0, 9.0, 20.0)):
+    for seed, full in product(range(3), (2.5, 3.0, 5.0, 9.0, 20.0)):
         given = list(zip(*stream(seed), strict=True))
         words = [str(word) for pair in {**options, "full": full}.items() for word in pair]
         text = "\n".join(f"{frame!r} {drift!r}" for frame, drift in given)
