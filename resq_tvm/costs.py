@@ -1,4 +1,4 @@
-"""What the next frame will cost, learned from the frames before: the session's cost model.
+"""What the next frame will cost, learned from the frames before, or fixed.
 
 Nothing here reads a clock: times come in as milliseconds, predictions go out.
 """
@@ -6,7 +6,12 @@ Nothing here reads a clock: times come in as milliseconds, predictions go out.
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
 from typing import Protocol
+
+from resq_tvm.errors import ConfigError
 
 SHARES = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Shares of changed input between which the time of a residual frame is interpolated."""
@@ -58,6 +63,69 @@ class Costs(Protocol):
 
     def saw_residual(self, share: float, ms: float) -> None:
         """Learn from a residual frame, its probe not included."""
+
+
+@dataclass(frozen=True)
+class FixedCosts:
+    """Costs that nothing changes: what a session does then depends on its frames alone.
+
+    Attributes
+    ----------
+    keyframe, frame, probe : float
+        Milliseconds.
+    points : tuple of (float, float)
+        Of residual frames: shares of changed input, which rise, and milliseconds. Between them
+        lines are drawn, beyond them nothing changes.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range.
+    """
+
+    keyframe: float
+    frame: float
+    probe: float
+    points: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` if a value is out of range."""
+        times = [self.keyframe, self.frame, self.probe, *(ms for _, ms in self.points)]
+        if not all(isfinite(ms) and ms >= 0 for ms in times):
+            raise ConfigError("fixed costs: a time is no number of milliseconds; use at least 0")
+        if not self.points:
+            raise ConfigError("fixed costs: residual frames have none; give a share and a time")
+        shares = [share for share, _ in self.points]
+        rising = all(low < high for low, high in pairwise(shares))
+        if not (rising and 0 <= shares[0] and shares[-1] <= 1):
+            raise ConfigError("fixed costs: shares of residual frames must rise from 0 to 1")
+
+    @property
+    def knows_frame(self) -> bool:
+        """Always: nothing has to be measured."""
+        return True
+
+    def residual(self, share: float) -> float:
+        """Return the cost of a residual frame after its probe, at a share of change."""
+        right = bisect_left(self.points, share, key=lambda point: point[0])
+        if right == 0:
+            return self.points[0][1]
+        if right == len(self.points):
+            return self.points[-1][1]
+        (low, before), (high, after) = self.points[right - 1 : right + 1]
+        return before + (share - low) / (high - low) * (after - before)
+
+    def saw_keyframe(self, ms: float) -> None:
+        """Learn nothing."""
+
+    def saw_frame(self, ms: float) -> None:
+        """Learn nothing."""
+
+    def saw_probe(self, ms: float) -> None:
+        """Learn nothing."""
+
+    def saw_residual(self, share: float, ms: float) -> None:
+        """Learn nothing."""
 
 
 class CostModel:

@@ -189,23 +189,16 @@ def simulate(
     folder = Path(artifact)
     manifest = verify_files(folder)
     period = checked_period(manifest, period, keyframes, residuals)
-    preset = PRESETS.get(manifest.target.name)
-    if preset is None or not preset.core:
-        cores = ", ".join(p.core for p in PRESETS.values() if p.core)
-        raise TargetError(
-            f"artifact {str(folder)!r} is for target {manifest.target.name}, which has no emulated "
-            f"core; compile it for {cores}"
-        )
-    board = EmulatedBoard(preset.core, cache_model=cache_model)
+    board = EmulatedBoard(emulated_core(folder, manifest), cache_model=cache_model)
     tell = progress or (lambda _step: None)
     runtime = marked_runtime(tell)
     prepared = list(frames) if frames is not None else prepare_frames(manifest, clip)
     followers = min(period - 1, residuals) if manifest.has_residual else 0
     shown = list(islice(cycle(prepared), keyframes * (1 + followers)))
-    tell(f"run {len(shown)} frames on an emulated {preset.core}")
+    tell(f"run {len(shown)} frames on an emulated {board.core.name}")
     execution = board.execute(
         [runtime / "bin" / _PROGRAM, folder.resolve(), "--threads", "1",
-         "--period", str(1 + followers)],
+         "--period", str(1 + followers), "--no-guard"],
         stdin=b"".join(frame_bytes(frame, manifest) for frame in shown),
         timeout_s=timeout_s,
     )  # fmt: skip
@@ -216,8 +209,26 @@ def simulate(
         ProgramCount.of(execution.regions[_KEYFRAME], board.core),
         None if residual is None else ProgramCount.of(residual, board.core),
         board.core,
-        _outputs(manifest, execution.stdout, len(shown)),
+        outputs_of(manifest, execution.stdout, len(shown)),
     )
+
+
+def emulated_core(folder: Path, manifest: Manifest) -> str:
+    """Return the name of the emulated core of an artifact's target.
+
+    Raises
+    ------
+    TargetError
+        If it has none.
+    """
+    preset = PRESETS.get(manifest.target.name)
+    if preset is None or not preset.core:
+        cores = ", ".join(p.core for p in PRESETS.values() if p.core)
+        raise TargetError(
+            f"artifact {str(folder)!r} is for target {manifest.target.name}, which has no emulated "
+            f"core; compile it for {cores}"
+        )
+    return preset.core
 
 
 def marked_runtime(progress: Callable[[str], None] | None = None) -> Path:
@@ -252,9 +263,10 @@ def frame_bytes(frame: Frame, manifest: Manifest) -> bytes:
     return b"".join(np.ascontiguousarray(t, dtype="<f4").tobytes() for t in tensors)
 
 
-def _outputs(
+def outputs_of(
     manifest: Manifest, contents: bytes, frames: int
 ) -> list[tuple[NDArray[np.float32], ...]]:
+    """Return the outputs of every frame, from what the runtime's programs write."""
     values = np.frombuffer(contents, "<f4").reshape(frames, -1)
     sizes = [int(np.prod(entry.shape)) for entry in manifest.outputs]
     ends = np.cumsum(sizes)

@@ -60,7 +60,8 @@ def write_runtime(
     programs : sequence of str
         Which of `PROGRAMS` to build into ``bin/``.
     markers : bool
-        Mark what an emulated board measures: region 1 is a keyframe, 2 a residual frame.
+        Mark what an emulated board measures: region 1 is a keyframe, 2 a residual frame, and
+        others as docs/deploy.md tells.
     progress : callable, optional
         Called with one line before each step that takes its time.
 

@@ -100,11 +100,14 @@ class Execution:
     ----------
     core : Core
     regions : dict of int to Region
+    timeline : list of (int, int)
+        Region and cycles of every entry of a region, in the order of time.
     stdout, stderr : bytes
     """
 
     core: Core
     regions: dict[int, Region]
+    timeline: list[tuple[int, int]] = field(repr=False)
     stdout: bytes = field(repr=False)
     stderr: bytes = field(repr=False)
 
@@ -227,7 +230,8 @@ class EmulatedBoard:
             if process.returncode != 0:
                 raise TargetError(_complaint(argv[0], process.returncode, stderr))
             simulator.finish()
-            return Execution(self.core, _regions(simulator), stdout, stderr)
+            regions = _regions(simulator)
+            return Execution(self.core, regions, simulator.timeline(), stdout, stderr)
 
     def _follow(
         self,

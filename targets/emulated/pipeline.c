@@ -116,6 +116,12 @@ typedef struct {
   uint64_t entries, counters[TRACE_COUNTERS];
 } region;
 
+/* One entry of a region. */
+typedef struct {
+  uint32_t region;
+  uint64_t cycles;
+} stay;
+
 typedef struct {
   uint32_t word;
   bool used, known;
@@ -141,6 +147,8 @@ typedef struct simulator {
   frame frames[MOST_FRAMES];
   uint32_t depth, context; /* context: of the function that runs */
   int current;             /* region, or -1 */
+  stay *stays;             /* in the order of time; the last one is the current region's */
+  uint32_t stay_count, stay_room;
   uint32_t state;
   uint32_t last;  /* block, or NONE */
   uint32_t pending; /* block that waits for its misses, or NONE */
@@ -584,6 +592,7 @@ static void execute(simulator *s, uint32_t number) {
   s->last = number;
   uint32_t cycles = advance(s, b, how);
   charge(&s->regions[s->current], s->context, number, cycles);
+  s->stays[s->stay_count - 1].cycles += cycles;
   s->miss_count = 0;
 }
 
@@ -655,6 +664,7 @@ EXPORTED void resq_pipeline_free(simulator *s) {
     free(s->blocks[i].ops);
   }
   for (int i = 0; i < REGIONS; i++) free(s->regions[i].counts);
+  free(s->stays);
   free(s->blocks);
   free(s->contexts);
   free(s->words);
@@ -768,6 +778,11 @@ EXPORTED int64_t resq_pipeline_run(simulator *s, const uint32_t *trace, size_t w
       case TRACE_BEGIN: {
         s->current = (int)(value % REGIONS);
         s->regions[s->current].entries++;
+        if (s->stay_count == s->stay_room) {
+          s->stay_room = s->stay_room ? s->stay_room * 2 : 1 << 6;
+          s->stays = realloc(s->stays, s->stay_room * sizeof *s->stays);
+        }
+        s->stays[s->stay_count++] = (stay){(uint32_t)s->current, 0};
         pipeline idle;
         memset(&idle, 0, sizeof idle);
         s->state = intern(s, &idle);
@@ -839,6 +854,15 @@ EXPORTED uint64_t resq_pipeline_region(
   const region *r = &s->regions[region_number % REGIONS];
   memcpy(counters, r->counters, sizeof r->counters);
   return r->entries;
+}
+
+/* Return how often regions were entered, all together. */
+EXPORTED uint32_t resq_pipeline_stays(const simulator *s) { return s->stay_count; }
+
+/* Give the cycles of one of these entries, counted in the order of time; return its region. */
+EXPORTED uint32_t resq_pipeline_stay(const simulator *s, uint32_t number, uint64_t *cycles) {
+  *cycles = s->stays[number].cycles;
+  return s->stays[number].region;
 }
 
 /* Give the last map of the program's memory. */

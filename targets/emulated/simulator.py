@@ -125,6 +125,8 @@ def _library() -> ctypes.CDLL:
         "contexts": (u32, [pointer]),
         "context": (None, [pointer, u32, pointer]),
         "region": (u64, [pointer, u32, pointer]),
+        "stays": (u32, [pointer]),
+        "stay": (u32, [pointer, u32, ctypes.POINTER(u64)]),
         "maps": (ctypes.c_char_p, [pointer, ctypes.POINTER(u64)]),
         "threads": (ctypes.c_int, [pointer]),
         "effort": (None, [pointer, pointer]),
@@ -221,6 +223,15 @@ class Simulator:
         counters = np.zeros(COUNTERS, np.uint64)
         entries = self._library.resq_pipeline_region(self._handle, region, counters.ctypes.data)
         return entries, tuple(int(c) for c in counters)
+
+    def timeline(self) -> list[tuple[int, int]]:
+        """Return the region and the cycles of every entry of a region, in the order of time."""
+        cycles = ctypes.c_uint64()
+        found = []
+        for n in range(self._library.resq_pipeline_stays(self._handle)):
+            region = self._library.resq_pipeline_stay(self._handle, n, ctypes.byref(cycles))
+            found.append((region, cycles.value))
+        return found
 
     def blocks(self, region: int) -> list[BlockCount]:
         """Return the blocks that were executed in a region, by call and by address."""

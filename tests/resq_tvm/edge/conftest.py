@@ -20,7 +20,8 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("resq", "resq_c"):
         source = folder / "src" / f"{name}.cc"
         compile_program(folder, [source], folder / f"{name}.o", flags=("-c", "-O0"))
-    for name in ("script", "streams"):
+    for name in ("script", "streams", "rules"):
         parts = [folder / "resq.o", SOURCES / f"{name}.cc"]
-        compile_program(folder, parts, folder / "bin" / name, flags=("-O0",))
+        flags = ("-O0", f"-I{folder / 'src'}")
+        compile_program(folder, parts, folder / "bin" / name, flags=flags)
     return folder

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from resq_tvm import compiler
 from resq_tvm.artifact import Artifact
+from resq_tvm.costs import Costs
 from resq_tvm.keyframes import KeyframePolicy
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.session import Session
@@ -77,16 +78,25 @@ class Played:
     frames: list[tuple[str, str, int]]
 
 
+PLAIN = KeyframePolicy(guard=False)
+
+
 def in_python(
-    artifact: Artifact, frames: Sequence[Frame], period: int, threshold_scale: float = 1.0
+    artifact: Artifact,
+    frames: Sequence[Frame],
+    period: int,
+    threshold_scale: float = 1.0,
+    policy: KeyframePolicy = PLAIN,
+    costs: Costs | None = None,
 ) -> Played:
-    """Return what Python's session makes of frames; without the guard, as the runtime has none."""
+    """Return what Python's session makes of frames, by default without the guard."""
     session = Session(
         artifact,
         period=period,
         threads=1,
         threshold_scale=threshold_scale,
-        keyframes=KeyframePolicy(guard=False),
+        keyframes=policy,
+        costs=costs,
     )
     outputs, infos = b"", []
     for frame in frames:
@@ -117,8 +127,12 @@ def call(
 def resq_run(
     program: Sequence[object], artifact: Path, frames: Sequence[NDArray[Any]], *options: object
 ) -> Played:
-    """Play frames in ``resq-run``; ``program`` may start it in an emulator."""
-    done = call([*program, artifact, "--threads", 1, "--times", *options], bytes_of(frames))
+    """Play frames in ``resq-run``, by default without the guard.
+
+    ``program`` may start it in an emulator.
+    """
+    words = options if "--costs" in options else ("--no-guard", *options)
+    done = call([*program, artifact, "--threads", 1, "--times", *words], bytes_of(frames))
     lines = [json.loads(line) for line in done.stderr.decode().splitlines()]
     assert all(line["ms"] > 0 for line in lines)
     return Played(done.stdout, [(li["kind"], li["reason"] or "", li["frame"]) for li in lines])

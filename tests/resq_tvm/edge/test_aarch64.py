@@ -11,12 +11,13 @@ import pytest
 from resq_tvm.compiler import compile
 from resq_tvm.edge.build import PROGRAMS, compile_program, write_runtime
 from resq_tvm.errors import AssetError
+from resq_tvm.keyframes import KeyframePolicy
 from resq_tvm.processing.preprocess import Preprocessor
 from resq_tvm.processing.presets import PRESETS
 from resq_tvm.targets.boardkit import SYSROOT
 from resq_tvm.targets.emulated.board import EmulatedBoard
 from resq_tvm.targets.preset import get_target
-from tests.dynamic import SIDE
+from tests.dynamic import SIDE, FixedCosts, dynamic, small_network
 from tests.resq_tvm.edge.harness import (
     SOURCES,
     bytes_of,
@@ -28,6 +29,7 @@ from tests.resq_tvm.edge.harness import (
     write,
 )
 from tests.resq_tvm.edge.test_board_server import check_kernel, serving
+from tests.resq_tvm.test_dynamic_session import calm, moving
 from tests.tools import need
 
 pytestmark = [pytest.mark.slow, pytest.mark.aarch64]
@@ -106,6 +108,27 @@ def test_an_emulated_board_counts_keyframes_and_residual_frames_apart(
     for region, prefix in ((keyframes, "keyframe_"), (residuals, "residual_")):
         names = [name.removeprefix("__tvm_ffi_") for name in region.cycles_in("library.so")]
         assert names and all(name.startswith(prefix) for name in names)
+
+
+@pytest.mark.parametrize("core", ["cortex-a53", "cortex-a76"])
+def test_decisions_of_the_guard_are_those_of_this_machine(
+    core: str, board: Path, tmp_path: Path
+) -> None:
+    network = dynamic(small_network(), period=PERIOD)
+    here, there = (
+        compile(network, target, output=tmp_path / f"{target}.resq") for target in ("auto", core)
+    )
+    frames = [*(frame for frame in moving(6) for _ in range(2)), *calm(16)]
+    policy = KeyframePolicy("adaptive", repeat=0.0)
+    want = in_python(here, frames, PERIOD, policy=policy, costs=FixedCosts())
+    words = ["--period", PERIOD, "--keyframes", "adaptive", "--repeat", 0]
+    costs = "keyframe=7,frame=5,probe=0.1,residual@0=1,residual@1=10"
+    found = resq_run(on("max", board), there.path, frames, *words, "--costs", costs)
+    assert found.frames == want.frames
+    assert {kind for kind, _, _ in found.frames} == {"keyframe", "residual", "frame", "repeat"}
+    x, y = (np.frombuffer(played.outputs, np.float32) for played in (want, found))
+    off = np.abs(x - y) > 1e-4 * np.abs(x).max()
+    assert x.shape == y.shape and off.mean() < 0.001
 
 
 def test_a_core_without_the_instructions_is_refused(board: Path, tmp_path: Path) -> None:

@@ -126,6 +126,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "workspace.0.output",
     ),
     ({"probe": 2}, "probe"),
+    ({"note": 2}, "note"),
+    ({"frame_params": [1]}, "frame_params.0"),
+    (
+        {"state": [{"name": "s", "shape": [1], "dtype": "int8", "bytes": 1, "input": "x"}]},
+        "state.0.input",
+    ),
     ({"thresholds": [1]}, "thresholds.0"),
     ({"params": [{"name": "p", "shape": [3], "dtype": "float32", "x": 1}]}, "params.0.x"),
     ({"layers": [{"name": "l", "op": "conv2d"}]}, "layers.0.macs"),
@@ -146,6 +152,12 @@ def test_manifest_against_the_schema(
         with pytest.raises(ResqError, match="is invalid at"):
             Artifact.load(folder)
     assert f"manifest.json is invalid at '{place}'" in refused(runtime, folder)
+
+
+def test_parameters_of_the_frame_program_are_known(runtime: Path, folder: Path) -> None:
+    edit(folder, frame_params=["bias", "nothing"])
+    told = refused(runtime, folder)
+    assert "manifest.json is invalid at 'frame_params.1': there is no parameter 'nothing'" in told
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tests.resq_tvm import tiny_artifact
 from tests.resq_tvm.edge.harness import bytes_of, call, clip
 
 FRAME_BYTES = 4 * 3 * 6 * 5
+_COSTS = "keyframe=7,frame=5,probe=0.1"
 
 
 @pytest.fixture
@@ -36,6 +37,16 @@ def test_help(program: Path) -> None:
         (["a", "--period", "0"], "--period 0 is not a count; use 1 or more"),
         (["a", "--frames", "3x"], "--frames 3x is not a count; use 1 or more"),
         (["a", "--threshold-scale", "x"], "--threshold-scale x is not a number"),
+        (["a", "--max-distance", "0"], "--max-distance 0 is not a count; use 1 or more"),
+        (["a", "--repeat", "some"], "--repeat some is not a number"),
+        (["a", "--costs", "keyframe=7,frame"], "--costs has frame without '='"),
+        (["a", "--costs", "keyframe=7,frame=x"], "--costs frame x is not a number"),
+        (["a", "--costs", "keyframe=7,probe=1,residual@0=1"], "--costs needs frame"),
+        (
+            ["a", "--costs", "keyframe=7,keyframe=8"],
+            "--costs has keyframe once too often or unknown; use keyframe, frame, probe, "
+            "residual@SHARE",
+        ),
     ],
 )
 def test_wrong_usage(program: Path, words: list[str], message: str) -> None:
@@ -47,7 +58,18 @@ def test_wrong_usage(program: Path, words: list[str], message: str) -> None:
     ("words", "message"),
     [
         (["--threads", "10000"], "threads 10000 is out of range"),
-        (["--keyframes", "adaptive"], "keyframes 'adaptive' are not in this runtime; use a period"),
+        (["--keyframes", "often"], "keyframes 'often' are unknown; use period or adaptive"),
+        (["--keyframes", "adaptive"], "adaptive keyframes need a scheme that chooses bits, this"),
+        (["--max-distance", "9"], "a max distance needs keyframes 'adaptive'; use period instead"),
+        (
+            ["--keyframes", "adaptive", "--min-distance", "3", "--max-distance", "2"],
+            "max distance 2 is below min distance 3",
+        ),
+        (["--repeat", "1.5"], "repeat 1.5 is out of range; give a share, 0 to 1"),
+        (["--repeat", "nan"], "repeat nan is out of range"),
+        (["--costs", f"{_COSTS}"], "fixed costs: residual frames have none; give a share and a"),
+        (["--costs", f"{_COSTS},residual@0.5=-1"], "fixed costs: a time is no number of milli"),
+        (["--costs", f"{_COSTS},residual@1=1,residual@0=2"], "fixed costs: shares of residual fra"),
         (["--threshold-scale", "-1"], "threshold scale -1.0"),
         (["--output", "/nowhere/file"], "output '/nowhere/file' cannot be written (No such file"),
     ],

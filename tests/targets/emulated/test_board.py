@@ -131,6 +131,9 @@ def test_regions_functions_and_streams(program: Path, core: str) -> None:
         assert region.cycles == sum(f.cycles for f in region.functions)
         assert region.instructions < 5 * rounds + 100 * entries
     assert done.seconds(7) == few.cycles / CORES[core].clock_hz
+    assert [region for region, _ in done.timeline] == [1, 1, 1, 7, 9]
+    for number, region in done.regions.items():
+        assert sum(spent for n, spent in done.timeline if n == number) == region.cycles
 
 
 @pytest.mark.parametrize("core", ["cortex-a53", "cortex-a72"])

@@ -47,11 +47,18 @@ size_t resq_output_count(const resq_artifact* artifact);
 resq_code resq_input_info(const resq_artifact* artifact, size_t number, resq_tensor_info* info);
 resq_code resq_output_info(const resq_artifact* artifact, size_t number, resq_tensor_info* info);
 
-/* Zeros mean: the artifact's period, every CPU, thresholds as they are. */
+/* Zeros mean: the artifact's period, every CPU, thresholds as they are, the guard, keyframes by
+ * period, every frame computed. From threshold_scale on all is for artifacts that choose bits;
+ * docs/streams.md tells the rules. */
 typedef struct resq_options {
   int period;            /* a keyframe every so many frames */
   int threads;           /* per frame */
-  float threshold_scale; /* of artifacts that choose bits: more leaves out more */
+  float threshold_scale; /* more leaves out more */
+  int no_guard;          /* 1: residual frames whatever they cost */
+  int adaptive;          /* 1: keyframes where too much has changed */
+  int min_distance;      /* from one chosen keyframe to the next at least */
+  int max_distance;      /* adaptive: at most; four periods by default */
+  const double* repeat;  /* share up to which a changed frame gets the latest output; or NULL */
 } resq_options;
 
 /* One stream; one thread at a time may use it. */
@@ -69,10 +76,12 @@ resq_code resq_session_output(const resq_session* session, size_t number, const 
 
 /* What the session did with its latest frame. */
 typedef struct resq_frame_info {
-  int is_keyframe;    /* else a residual frame */
-  const char* reason; /* why it is one: "first", "forced", "lost", "period", "stateless"; "" */
-  int64_t index;      /* in the stream, lost frames counted */
-  double ms;          /* of the network itself */
+  const char* kind;    /* "keyframe", "residual", "frame", "repeat" */
+  const char* reason;  /* why it is no residual frame, as in docs/streams.md; "" */
+  int64_t index;       /* in the stream, lost frames counted */
+  double ms;           /* of the network itself */
+  double changed;      /* share of the input that changed; -1 if nobody looked */
+  double predicted_ms; /* of a residual frame; -1 where `changed` is not about that */
 } resq_frame_info;
 
 resq_code resq_session_last(const resq_session* session, resq_frame_info* info);

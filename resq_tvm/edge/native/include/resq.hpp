@@ -13,6 +13,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace resq {
@@ -107,15 +108,48 @@ class Artifact {
   std::unique_ptr<Parts> parts_;
 };
 
-struct SessionOptions {
-  int period = 0;                    // a keyframe every so many frames; 0: the artifact's own
-  int threads = 0;                   // per frame; 0: every available CPU
-  float threshold_scale = 1;         // of artifacts that choose bits: more leaves out more
-  std::string keyframes = "period";  // the only rule here; "adaptive" needs the Python session
+// What programs take, in milliseconds, where a session shall not learn it from its own frames: its
+// decisions then depend on the frames alone.
+struct FixedCosts {
+  double keyframe = 0;
+  double frame = 0;  // on its own, without state
+  double probe = 0;  // finding out what changed
+  // A residual frame behind its probe: share of the input that changed, milliseconds. Shares rise;
+  // between them lines are drawn, beyond them nothing changes.
+  std::vector<std::pair<double, double>> residual;
 };
 
-enum class Kind { keyframe, residual };
-enum class Reason { none, first, forced, lost, period, stateless };  // docs/streams.md
+// docs/streams.md tells the rules. Below the line all is for artifacts that choose bits.
+struct SessionOptions {
+  int period = 0;   // a keyframe every so many frames; 0: the artifact's own
+  int threads = 0;  // per frame; 0: every available CPU
+  // --------------------------------
+  float threshold_scale = 1;         // more leaves out more
+  bool guard = true;                 // frames whose residual would not pay run on their own
+  std::string keyframes = "period";  // or "adaptive": where too much has changed
+  int min_distance = 1;              // from one chosen keyframe to the next at least
+  int max_distance = 0;              // "adaptive": at most; 0: four periods
+  std::optional<double> repeat;      // share up to which a changed frame gets the latest output
+  std::optional<FixedCosts> costs;   // learned from frames by default
+};
+
+// What gives a frame its output: a program, or the frame that was computed last.
+enum class Kind { keyframe, residual, frame, repeat };
+
+enum class Reason {  // docs/streams.md; none: a residual frame needs no reason
+  none,
+  first,
+  forced,
+  lost,
+  period,
+  max_distance,
+  scene,
+  cost,
+  resume,
+  measure,
+  stateless,
+  repeat
+};
 
 const char* to_string(Kind kind);
 const char* to_string(Reason reason);  // "" for none
@@ -123,9 +157,12 @@ const char* to_string(Reason reason);  // "" for none
 // What a session did with its latest frame.
 struct FrameInfo {
   Kind kind = Kind::keyframe;
-  Reason reason = Reason::none;  // why it is a keyframe
+  Reason reason = Reason::none;  // why it is no residual frame
   std::int64_t index = 0;        // in the stream, lost frames counted
   double ms = 0;                 // of the network itself, without checks and copies around it
+  // Share of the input that changed since the frame it was compared with; none if nobody looked.
+  std::optional<double> changed;
+  std::optional<double> predicted_ms;  // of a residual frame, where `changed` is about that
 };
 
 // Numbers of one tensor in the source model's layout; not owned.

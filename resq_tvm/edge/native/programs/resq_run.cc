@@ -7,8 +7,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
+#include <map>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -24,8 +25,8 @@ constexpr int kUsage = 2;
 constexpr const char* kHelp =
     "usage: resq-run ARTIFACT [options] < FRAMES\n"
     "\n"
-    "Runs every frame of standard input through an artifact, the first one and every Nth as a\n"
-    "keyframe, and writes the outputs of every frame, one after the other, as float32.\n"
+    "Runs every frame of standard input through an artifact and writes the outputs of every frame,\n"
+    "one after the other, as float32.\n"
     "\n"
     "  --rgb                 frames are uint8 RGB (height, width, 3) of the network's size, which\n"
     "                        the artifact's processing prepares; else float32 values of all\n"
@@ -33,10 +34,21 @@ constexpr const char* kHelp =
     "  --period N            a keyframe every N frames; the artifact's own by default\n"
     "  --frames N            stop after N frames\n"
     "  --threads N           threads per frame; every CPU by default\n"
-    "  --threshold-scale X   factor on the thresholds of artifacts that choose bits\n"
-    "  --keyframes RULE      period, the only rule of this program\n"
     "  --output FILE         instead of standard output\n"
-    "  --times               a line of JSON per frame on standard error: kind, reason, ms\n"
+    "  --times               a line of JSON per frame on standard error: kind, reason, ms, and the\n"
+    "                        share of the input that changed\n"
+    "\n"
+    "Of artifacts that choose bits (docs/streams.md):\n"
+    "\n"
+    "  --threshold-scale X   factor on the thresholds\n"
+    "  --no-guard            residual frames whatever they cost\n"
+    "  --keyframes RULE      period, or adaptive: a new keyframe where too much has changed\n"
+    "  --min-distance N      frames from one chosen keyframe to the next at least\n"
+    "  --max-distance N      the same at most, of adaptive keyframes; four periods by default\n"
+    "  --repeat SHARE        the latest output once more for frames that changed up to this share\n"
+    "  --costs LIST          milliseconds to decide by instead of learning them from frames, as\n"
+    "                        keyframe=7,frame=5,probe=0.2,residual@0=0.5,residual@0.5=3,...\n"
+    "                        (residual@SHARE: where this share of the input changed)\n"
     "\n"
     "Exit codes: 0 done, 1 refused (one line on standard error says why), 2 wrong usage.\n";
 
@@ -64,11 +76,38 @@ int parse_count(const std::string& option, const std::string& text, long most = 
   return static_cast<int>(value);
 }
 
-float parse_scale(const std::string& option, const std::string& text) {
+double parse_number(const std::string& option, const std::string& text) {
   char* end = nullptr;
-  const float value = std::strtof(text.c_str(), &end);
+  const double value = std::strtod(text.c_str(), &end);
   if (text.empty() || *end != '\0') throw UsageError(option + " " + text + " is not a number");
   return value;
+}
+
+// Reads name=milliseconds, with commas between.
+resq::FixedCosts parse_costs(const std::string& option, const std::string& text) {
+  resq::FixedCosts costs;
+  std::map<std::string, double*> missing{
+      {"keyframe", &costs.keyframe}, {"frame", &costs.frame}, {"probe", &costs.probe}};
+  std::istringstream entries(text);
+  for (std::string entry; std::getline(entries, entry, ',');) {
+    const std::size_t equals = entry.find('=');
+    if (equals == entry.npos) throw UsageError(option + " has " + entry + " without '='");
+    const std::string name = entry.substr(0, equals);
+    const double ms = parse_number(option + " " + name, entry.substr(equals + 1));
+    const std::string residual = "residual@";
+    if (name.rfind(residual, 0) == 0) {
+      const double share = parse_number(option + " residual", name.substr(residual.size()));
+      costs.residual.emplace_back(share, ms);
+    } else if (const auto found = missing.find(name); found != missing.end()) {
+      *found->second = ms;
+      missing.erase(found);
+    } else {
+      throw UsageError(option + " has " + name +
+                       " once too often or unknown; use keyframe, frame, probe, residual@SHARE");
+    }
+  }
+  if (!missing.empty()) throw UsageError(option + " needs " + missing.begin()->first);
+  return costs;
 }
 
 Options parse(int count, char** words) {
@@ -90,9 +129,19 @@ Options parse(int count, char** words) {
     } else if (word == "--threads") {
       options.session.threads = parse_count(word, value());
     } else if (word == "--threshold-scale") {
-      options.session.threshold_scale = parse_scale(word, value());
+      options.session.threshold_scale = static_cast<float>(parse_number(word, value()));
     } else if (word == "--keyframes") {
       options.session.keyframes = value();
+    } else if (word == "--min-distance") {
+      options.session.min_distance = parse_count(word, value());
+    } else if (word == "--max-distance") {
+      options.session.max_distance = parse_count(word, value());
+    } else if (word == "--no-guard") {
+      options.session.guard = false;
+    } else if (word == "--repeat") {
+      options.session.repeat = parse_number(word, value());
+    } else if (word == "--costs") {
+      options.session.costs = parse_costs(word, value());
     } else if (word == "--output") {
       options.output = value();
     } else if (word.size() > 1 && word[0] == '-') {
@@ -157,11 +206,21 @@ bool read_frame(void* data, std::size_t bytes, long number) {
                          std::to_string(found) + " of " + std::to_string(bytes) + " bytes");
 }
 
+std::string json(std::optional<double> value) {
+  if (!value) return "null";
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.17g", *value);
+  return text;
+}
+
 void report(const resq::FrameInfo& info) {
   const std::string reason = resq::to_string(info.reason);
-  std::fprintf(stderr, "{\"frame\": %lld, \"kind\": \"%s\", \"reason\": %s, \"ms\": %.6f}\n",
+  std::fprintf(stderr,
+               "{\"frame\": %lld, \"kind\": \"%s\", \"reason\": %s, \"ms\": %.6f, "
+               "\"changed\": %s, \"predicted_ms\": %s}\n",
                static_cast<long long>(info.index), resq::to_string(info.kind),
-               reason.empty() ? "null" : ("\"" + reason + "\"").c_str(), info.ms);
+               reason.empty() ? "null" : ("\"" + reason + "\"").c_str(), info.ms,
+               json(info.changed).c_str(), json(info.predicted_ms).c_str());
 }
 
 void run(const Options& options) {

@@ -7,12 +7,13 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <mutex>
 #include <utility>
 
+#include "internal/buffers.hpp"
 #include "internal/checks.hpp"
-#include "internal/layout.hpp"
+#include "internal/costs.hpp"
+#include "internal/keyframes.hpp"
 #include "internal/machine.hpp"
 #include "internal/manifest.hpp"
 #include "internal/markers.hpp"
@@ -65,7 +66,19 @@ std::shared_ptr<const Artifact> Artifact::load(const std::string& path) {
   return std::shared_ptr<const Artifact>(new Artifact(std::move(parts)));
 }
 
-const char* to_string(Kind kind) { return kind == Kind::keyframe ? "keyframe" : "residual"; }
+const char* to_string(Kind kind) {
+  switch (kind) {
+    case Kind::keyframe:
+      return "keyframe";
+    case Kind::frame:
+      return "frame";
+    case Kind::repeat:
+      return "repeat";
+    case Kind::residual:
+      break;
+  }
+  return "residual";
+}
 
 const char* to_string(Reason reason) {
   switch (reason) {
@@ -77,8 +90,20 @@ const char* to_string(Reason reason) {
       return "lost";
     case Reason::period:
       return "period";
+    case Reason::max_distance:
+      return "max_distance";
+    case Reason::scene:
+      return "scene";
+    case Reason::cost:
+      return "cost";
+    case Reason::resume:
+      return "resume";
+    case Reason::measure:
+      return "measure";
     case Reason::stateless:
       return "stateless";
+    case Reason::repeat:
+      return "repeat";
     case Reason::none:
       break;
   }
@@ -86,12 +111,6 @@ const char* to_string(Reason reason) {
 }
 
 namespace {
-
-// The shape in which the library takes a tensor: channels last.
-internal::Shape physical_shape(const TensorInfo& info) {
-  const auto& s = info.shape;
-  return info.layout == "NCHW" ? internal::Shape{s[0], s[2], s[3], s[1]} : s;
-}
 
 Tensors scaled_params(const Manifest& manifest, const Tensors& params, float scale) {
   Tensors scaled = params;
@@ -106,106 +125,13 @@ Tensors scaled_params(const Manifest& manifest, const Tensors& params, float sca
   return scaled;
 }
 
-}  // namespace
+std::unique_ptr<internal::Costs> choose_costs(const SessionOptions& options) {
+  if (options.costs) return std::make_unique<internal::ConstantCosts>(*options.costs);
+  return std::make_unique<internal::CostModel>();
+}
 
-struct Session::Parts {
-  std::shared_ptr<const Artifact> artifact;
-  const Manifest& manifest;
-  int period, threads;
-  std::optional<internal::Programs> programs;
-  Reason pending = Reason::first;  // why the next frame must be a keyframe
-  int distance = 0;                // frames since and including the keyframe
-  std::int64_t index = 0;
-  FrameInfo last;
-  std::vector<std::optional<tvm::ffi::Tensor>> inputs;
-  Tensors results;                            // keep what `outputs` shows
-  std::vector<std::vector<float>> converted;  // outputs in NCHW
-  std::vector<Values> outputs;
-
-  Parts(std::shared_ptr<const Artifact> shared, const Manifest& its_manifest)
-      : artifact(std::move(shared)),
-        manifest(its_manifest),
-        inputs(its_manifest.facts.inputs.size()),
-        converted(its_manifest.facts.outputs.size()),
-        outputs(its_manifest.facts.outputs.size()) {}
-
-  // Whether the next frame is a keyframe, and why.
-  Reason decide() const {
-    if (!manifest.facts.has_residual) return Reason::stateless;
-    if (pending != Reason::none) return pending;
-    return distance >= period ? Reason::period : Reason::none;
-  }
-
-  void force(Reason reason) {
-    if (pending != Reason::first) pending = reason;
-  }
-
-  Tensors take(const std::vector<Values>& frame) {
-    const std::vector<TensorInfo>& infos = manifest.facts.inputs;
-    const std::string place = "frame " + std::to_string(index);
-    if (frame.size() != infos.size()) {
-      throw FrameError(place + " has " + std::to_string(frame.size()) +
-                       " tensors, the network takes " + std::to_string(infos.size()));
-    }
-    for (std::size_t i = 0; i < infos.size(); ++i) {
-      const std::string input = place + ", input " + infos[i].name;
-      if (frame[i].data == nullptr || frame[i].size != infos[i].size()) {
-        throw FrameError(input + " has " + std::to_string(frame[i].size) +
-                         " numbers; the network takes " + std::to_string(infos[i].size()));
-      }
-      if (!internal::all_finite(frame[i].data, frame[i].size)) {
-        throw FrameError(input + " holds NaN or infinity; clean the frame or drop it");
-      }
-    }
-    Tensors tensors;
-    for (std::size_t i = 0; i < infos.size(); ++i) tensors.push_back(fill_input(i, frame[i]));
-    return tensors;
-  }
-
-  tvm::ffi::Tensor fill_input(std::size_t i, const Values& values) {
-    const TensorInfo& info = manifest.facts.inputs[i];
-    if (!inputs[i]) {
-      inputs[i] = internal::new_tensor(physical_shape(info), DLDataType{kDLFloat, 32, 1});
-    }
-    auto* data = reinterpret_cast<float*>(internal::bytes_of(*inputs[i]));
-    if (info.layout == "NCHW") {
-      const std::size_t channels = static_cast<std::size_t>(info.shape[1]);
-      internal::interleave(values.data, channels, values.size / channels, data);
-    } else {
-      std::memcpy(data, values.data, values.size * sizeof(float));
-    }
-    return *inputs[i];
-  }
-
-  void give(Tensors computed) {
-    const std::vector<TensorInfo>& infos = manifest.facts.outputs;
-    if (computed.size() != infos.size()) throw Error("the library gives another number of outputs");
-    results = std::move(computed);
-    for (std::size_t i = 0; i < infos.size(); ++i) {
-      const auto* data = reinterpret_cast<const float*>(internal::bytes_of(results[i]));
-      const std::size_t size = infos[i].size();
-      if (internal::element_count(results[i]) != size) {
-        throw Error("output " + infos[i].name + " does not have the shape of the manifest");
-      }
-      if (infos[i].layout == "NCHW") {
-        const std::size_t channels = static_cast<std::size_t>(infos[i].shape[1]);
-        converted[i].resize(size);
-        internal::separate(data, channels, size / channels, converted[i].data());
-        data = converted[i].data();
-      }
-      outputs[i] = {data, size};
-    }
-  }
-};
-
-Session::Session(std::shared_ptr<const Artifact> artifact, const SessionOptions& options) {
-  if (!artifact) throw ConfigError("a session needs an artifact");
-  Artifact::Parts& shared = *artifact->parts_;
-  const Facts& facts = shared.manifest.facts;
-  if (options.keyframes != "period") {
-    throw ConfigError("keyframes '" + options.keyframes +
-                      "' are not in this runtime; use a period here, or the Python session");
-  }
+// Throws ConfigError where an option is out of range, whatever the artifact.
+void check_options(const SessionOptions& options) {
   if (options.period < 0) {
     throw ConfigError("period " + std::to_string(options.period) +
                       " is out of range; use 1 or more, or 0 for the artifact's own");
@@ -219,9 +145,125 @@ Session::Session(std::shared_ptr<const Artifact> artifact, const SessionOptions&
     throw ConfigError("threshold scale " + std::to_string(options.threshold_scale) +
                       " is out of range; use a finite number of at least 0");
   }
-  parts_ = std::make_unique<Parts>(std::move(artifact), shared.manifest);
-  parts_->period = options.period == 0 ? facts.period : options.period;
-  parts_->threads = options.threads == 0 ? cpus : options.threads;
+}
+
+// Throws ConfigError where a policy needs programs that the artifact does not have.
+void check_policy(const internal::KeyframePolicy& policy, const Manifest& manifest) {
+  if (policy.adaptive && !manifest.probe) {
+    throw ConfigError("adaptive keyframes need a scheme that chooses bits, this is " +
+                      manifest.facts.scheme + "; use a period");
+  }
+  if (policy.repeat && !manifest.note) {
+    throw ConfigError(
+        "repeating outputs needs a scheme that chooses bits and a library that can note frames, "
+        "this is " + manifest.facts.scheme + " without; leave repeat out, or compile it anew");
+  }
+}
+
+}  // namespace
+
+struct Session::Parts {
+  std::shared_ptr<const Artifact> artifact;
+  const Manifest& manifest;
+  internal::KeyframePolicy policy;
+  int period, threads;
+  std::unique_ptr<internal::Costs> costs;
+  internal::Buffers buffers;
+  std::optional<internal::Programs> programs;
+  std::optional<internal::KeyframeSchedule> schedule;
+  std::int64_t index = 0;
+  FrameInfo last;
+
+  Parts(std::shared_ptr<const Artifact> shared, const Manifest& its_manifest,
+        const SessionOptions& options)
+      : artifact(std::move(shared)),
+        manifest(its_manifest),
+        policy(options),
+        period(options.period == 0 ? its_manifest.facts.period : options.period),
+        threads(options.threads == 0 ? internal::available_cpus() : options.threads),
+        costs(choose_costs(options)),
+        buffers(its_manifest.facts) {
+    begin();
+  }
+
+  // Begins a stream.
+  void begin() {
+    const internal::Abilities abilities{manifest.facts.has_residual, manifest.probe,
+                                        manifest.frame_params.has_value(), manifest.note};
+    schedule.emplace(policy, policy.limit(period), *costs, abilities);
+    index = 0;
+    last = {};
+  }
+
+  // Looks at a frame; returns the share that changed.
+  double look(const Tensors& tensors, internal::Look at) {
+    internal::begin_region(internal::Work::look);
+    const double share = at == internal::Look::probe ? programs->probe(tensors)
+                                                     : programs->peek(tensors);
+    internal::end_region();
+    return share;
+  }
+
+  // Decides what gives a frame its output: kind, reason, the share that changed, the time that a
+  // residual frame is expected to take.
+  FrameInfo decide(const Tensors& tensors) {
+    std::optional<double> share;
+    internal::Step step = schedule->start();
+    if (internal::asks_for(step, internal::Look::latest)) {
+      share = look(tensors, internal::Look::latest);
+      step = schedule->after_latest(*share);
+    } else if (internal::asks_for(step, internal::Look::peek)) {
+      share = look(tensors, internal::Look::peek);
+      step = schedule->after_peek(*share);
+    }
+    FrameInfo info;
+    info.index = index;
+    if (const auto* decision = std::get_if<internal::Decision>(&step)) {
+      info.kind = decision->kind;
+      info.reason = decision->reason;
+      if (info.kind != Kind::residual) info.changed = share;
+      return info;
+    }
+    info.changed = look(tensors, internal::Look::probe);
+    const internal::Decision decision = schedule->after_probe(*info.changed);
+    info.kind = decision.kind;
+    info.reason = decision.reason;
+    info.predicted_ms = schedule->expected(*info.changed);
+    return info;
+  }
+
+  // Computes a frame, and keeps account of it in `last`.
+  void compute(const Tensors& tensors) {
+    using Clock = std::chrono::steady_clock;
+    using Milliseconds = std::chrono::duration<double, std::milli>;
+    const Clock::time_point start = Clock::now();
+    FrameInfo info = decide(tensors);
+    const Clock::time_point looked = Clock::now();
+    internal::begin_region(internal::work_of(info.kind));
+    const Tensors& computed = programs->run(info.kind, tensors);
+    internal::end_region();
+    const Clock::time_point done = Clock::now();
+    if (schedule->keeps(info.kind)) {
+      internal::begin_region(internal::Work::note);
+      programs->note(info.kind, tensors);
+      internal::end_region();
+    }
+    info.ms = Milliseconds(Clock::now() - start).count();
+    schedule->note(info.kind, Milliseconds(done - looked).count(), info.changed,
+                   Milliseconds(looked - start).count());
+    buffers.give_up(*programs);
+    if (info.kind != Kind::repeat) buffers.unload(computed);
+    last = info;
+    ++index;
+  }
+};
+
+Session::Session(std::shared_ptr<const Artifact> artifact, const SessionOptions& options) {
+  if (!artifact) throw ConfigError("a session needs an artifact");
+  Artifact::Parts& shared = *artifact->parts_;
+  check_options(options);
+  parts_ = std::make_unique<Parts>(std::move(artifact), shared.manifest, options);
+  check_policy(parts_->policy, shared.manifest);
   const std::lock_guard<std::mutex> lock(shared.making);
   try {
     parts_->programs.emplace(
@@ -239,53 +281,34 @@ Session& Session::operator=(Session&&) noexcept = default;
 
 const std::vector<Values>& Session::run(const std::vector<Values>& frame) {
   Parts& p = *parts_;
-  const Tensors tensors = p.take(frame);
-  const Reason reason = p.decide();
-  const Kind kind = reason == Reason::none ? Kind::residual : Kind::keyframe;
-  using Clock = std::chrono::steady_clock;
+  const Tensors tensors = p.buffers.load(frame, p.index);
   try {
     internal::use_threads(p.threads);
     p.programs->prepare();
-    const Clock::time_point start = Clock::now();
-    internal::begin_region(kind == Kind::keyframe);
-    Tensors computed = kind == Kind::keyframe ? p.programs->keyframe(tensors)
-                                              : p.programs->residual(tensors);
-    internal::end_region();
-    const std::chrono::duration<double, std::milli> elapsed = Clock::now() - start;
-    p.give(std::move(computed));
-    p.last = {kind, reason, p.index, elapsed.count()};
+    p.compute(tensors);
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
     throw Error("frame " + std::to_string(p.index) + " cannot be computed (" +
                 first_line(error.what()) + ")");
   }
-  for (auto& input : p.inputs) {
-    if (input && p.programs->holds(*input)) input.reset();  // became part of the state
-  }
-  p.distance = kind == Kind::keyframe ? 1 : p.distance + 1;
-  if (kind == Kind::keyframe) p.pending = Reason::none;
-  ++p.index;
-  return p.outputs;
+  return p.buffers.outputs();
 }
 
 const std::vector<Values>& Session::run(Values frame) {
   return run(std::vector<Values>{frame});
 }
 
-void Session::force_keyframe() { parts_->force(Reason::forced); }
+void Session::force_keyframe() { parts_->schedule->force(Reason::forced); }
 
 void Session::skip() {
   ++parts_->index;
-  parts_->force(Reason::lost);
+  parts_->schedule->force(Reason::lost);
 }
 
 void Session::reset() {
   parts_->programs->forget();
-  parts_->pending = Reason::first;
-  parts_->distance = 0;
-  parts_->index = 0;
-  parts_->last = {};
+  parts_->begin();
 }
 
 const FrameInfo& Session::last() const { return parts_->last; }

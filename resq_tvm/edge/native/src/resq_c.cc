@@ -116,6 +116,13 @@ resq_code resq_session_new(const resq_artifact* artifact, const resq_options* op
       if (options_or_null->threshold_scale != 0) {
         options.threshold_scale = options_or_null->threshold_scale;
       }
+      options.guard = options_or_null->no_guard == 0;
+      if (options_or_null->adaptive != 0) options.keyframes = "adaptive";
+      if (options_or_null->min_distance != 0) {
+        options.min_distance = options_or_null->min_distance;
+      }
+      options.max_distance = options_or_null->max_distance;
+      if (options_or_null->repeat != nullptr) options.repeat = *options_or_null->repeat;
     }
     *session = new resq_session{resq::Session(artifact->shared, options), {}, {}};
   });
@@ -154,7 +161,8 @@ resq_code resq_session_last(const resq_session* session, resq_frame_info* info) 
     require(session, "session");
     require(info, "info");
     const resq::FrameInfo& last = session->session.last();
-    *info = {last.kind == resq::Kind::keyframe, resq::to_string(last.reason), last.index, last.ms};
+    *info = {resq::to_string(last.kind), resq::to_string(last.reason), last.index, last.ms,
+             last.changed.value_or(-1),  last.predicted_ms.value_or(-1)};
   });
 }
 

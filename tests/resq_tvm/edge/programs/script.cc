@@ -17,6 +17,7 @@ int main(int count, char** words) {
   resq::SessionOptions options;
   options.period = std::stoi(words[4]);
   options.threads = 1;
+  options.guard = false;
   resq::Session session(artifact, options);
   std::vector<float> frame(artifact->facts().inputs[0].size());
   for (int i = 5; i < count; ++i) {

@@ -28,6 +28,7 @@ int main(int count, char** words) {
         resq::SessionOptions options;
         options.period = std::stoi(own[2]);
         options.threads = 1;
+        options.guard = false;
         resq::Session session(artifact, options);
         while (frames.read(reinterpret_cast<char*>(frame.data()), bytes)) {
           for (const resq::Values& values : session.run({frame.data(), frame.size()})) {

@@ -2,6 +2,7 @@
 #ifndef RESQ_INTERNAL_MANIFEST_HPP_
 #define RESQ_INTERNAL_MANIFEST_HPP_
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <string>
@@ -45,7 +46,10 @@ struct Manifest {
   Facts facts;
   std::vector<WorkspaceEntry> workspace;
   bool probe = false;
+  bool note = false;  // whether there are programs of this name and `peek`
   std::vector<TypedShape> params;
+  std::optional<std::vector<std::size_t>> frame_params;  // which of them `frame` takes, in order
+  std::map<int, std::size_t> noted;  // network input: the state that holds the keyframe's
   std::map<std::string, FileEntry> files;
 };
 
@@ -164,9 +168,20 @@ inline void check_records(const Node& root) {
   }
   if (const auto bops = root.get("bops")) bops->entries();
   if (const auto options = root.get("options")) options->entries();
-  if (const auto names = root.get_value("frame_params")) names->texts();
   if (const auto names = root.get("thresholds")) names->texts();
-  if (const auto note = root.get("note")) note->flag();
+}
+
+inline std::vector<std::size_t> read_frame_params(const Node& names,
+                                                  const std::vector<TypedShape>& params) {
+  std::vector<std::size_t> found;
+  for (const Node& node : names.list()) {
+    const std::string name = node.text();
+    const auto place = std::find_if(params.begin(), params.end(),
+                                    [&](const TypedShape& entry) { return entry.name == name; });
+    if (place == params.end()) throw Invalid(node.place(), "there is no parameter '" + name + "'");
+    found.push_back(static_cast<std::size_t>(place - params.begin()));
+  }
+  return found;
 }
 
 // Throws Invalid or std::overflow_error.
@@ -195,8 +210,14 @@ inline Manifest read_manifest(const Node& root) {
   facts.inputs = read_tensors(root["inputs"]);
   facts.outputs = read_tensors(root["outputs"]);
   if (const auto state = root.get("state")) {
+    std::size_t number = 0;
     for (const Node& node : state->list()) {
       read_typed(node);
+      if (const auto input = node.get_value("input")) {
+        const auto most = static_cast<std::int64_t>(facts.inputs.size()) - 1;
+        manifest.noted[static_cast<int>(input->integer(0, most))] = number;
+      }
+      ++number;
       facts.state_bytes += static_cast<std::size_t>(node["bytes"].integer(0));
     }
   }
@@ -208,11 +229,15 @@ inline Manifest read_manifest(const Node& root) {
     }
   }
   if (const auto probe = root.get("probe")) manifest.probe = probe->flag();
+  if (const auto note = root.get("note")) manifest.note = note->flag();
   if (const auto list = root.get("params")) {
     for (const Node& node : list->list()) {
       node.only({"name", "shape", "dtype"});
       manifest.params.push_back(read_typed(node));
     }
+  }
+  if (const auto names = root.get_value("frame_params")) {
+    manifest.frame_params = read_frame_params(*names, manifest.params);
   }
   if (const auto node = root.get_value("processing")) facts.processing = read_processing(*node);
   check_records(root);

@@ -30,7 +30,21 @@ class Programs {
     keyframe_ = required(*machine_, "keyframe");
     if (manifest.facts.has_residual) residual_ = required(*machine_, "residual");
     if (manifest.probe) probe_ = required(*machine_, "probe");
+    if (manifest.note) {
+      note_ = required(*machine_, "note");
+      peek_ = required(*machine_, "peek");
+    }
+    if (manifest.frame_params) {
+      frame_ = required(*machine_, "frame");
+      Tensors own;
+      for (std::size_t number : *manifest.frame_params) own.push_back(params[number]);
+      frame_params_ = as_tuple(own);
+    }
   }
+
+  bool can_probe() const { return probe_.has_value(); }
+  bool has_frame() const { return frame_.has_value(); }
+  bool can_peek() const { return peek_.has_value(); }
 
   // Makes the workspace if it has not been made: not part of a frame's time.
   void prepare() {
@@ -42,30 +56,63 @@ class Programs {
     workspace_tuple_ = as_tuple(workspace_);
   }
 
-  // Runs the keyframe program and keeps its state; returns the outputs.
-  Tensors keyframe(const Tensors& frame) {
-    const auto [results, state] = call(*keyframe_, frame, {params_});
-    state_ = state;
-    if (!manifest_.workspace.empty()) take_over(results);
-    return results;
-  }
-
-  // Runs the residual program on what the keyframe left; returns the outputs.
-  Tensors residual(const Tensors& frame) {
-    if (manifest_.workspace.empty()) {
-      const auto [results, state] = call(*residual_, frame, {as_tuple(state_), params_});
-      state_ = state;
-      return results;
+  // Runs the program of that name, or none to repeat outputs; returns the outputs.
+  const Tensors& run(Kind kind, const Tensors& frame) {
+    switch (kind) {
+      case Kind::keyframe:
+        latest_ = keyframe(frame);
+        break;
+      case Kind::residual:
+        latest_ = residual(frame);
+        break;
+      case Kind::frame:
+        latest_ = alone(frame);
+        break;
+      case Kind::repeat:
+        share_.reset();
+        break;
     }
-    prepare();
-    const bool unchanged = probe_.has_value() && nothing_changed(frame);
-    if (unchanged && as_key_) return results_;
-    results_ = call(*residual_, frame, {as_tuple(state_), workspace_tuple_, params_}).first;
-    as_key_ = unchanged;
-    return results_;
+    return latest_;
   }
 
-  void forget() { state_.clear(); }
+  // Finds out what share of the frame changed since the keyframe; 1 if that is not known. Once per
+  // frame: `peek` may have done it, where the frame noted is the keyframe.
+  double probe(const Tensors& frame) {
+    if (!probe_) return 1;
+    if (!share_) share_ = compare(*probe_, frame, state_);
+    return *share_;
+  }
+
+  // Keeps a frame that was computed for `peek`; a keyframe is in the state.
+  void note(Kind kind, const Tensors& frame) {
+    if (kind == Kind::keyframe) return;
+    if (!noted_) noted_ = state_;
+    const Tensors found = from_tuple(invoke(*note_, frame, {params_}));
+    for (std::size_t number = 0; number < found.size(); ++number) {
+      const ffi::Tensor& tensor = found[number];
+      const auto place = manifest_.noted.find(static_cast<int>(number));
+      if (place == manifest_.noted.end()) {
+        throw std::runtime_error("no state holds input " + std::to_string(number));
+      }
+      // State in float32 is the frame itself, in memory that the next one is written to.
+      const bool given = std::any_of(frame.begin(), frame.end(), [&](const ffi::Tensor& input) {
+        return input.data_ptr() == tensor.data_ptr();
+      });
+      noted_->at(place->second) = given ? copy_of(tensor) : tensor;
+    }
+  }
+
+  // Finds out what share of the frame changed since the frame noted.
+  double peek(const Tensors& frame) {
+    if (!noted_) return probe(frame);
+    share_.reset();
+    return compare(*peek_, frame, *noted_);
+  }
+
+  void forget() {
+    state_.clear();
+    noted_.reset();
+  }
 
   // Whether the state holds a tensor's memory, so that nobody may write there any more.
   bool holds(const ffi::Tensor& tensor) const {
@@ -106,6 +153,39 @@ class Programs {
     return result;
   }
 
+  // Runs the keyframe program and keeps its state; returns the outputs.
+  Tensors keyframe(const Tensors& frame) {
+    const auto [results, state] = call(*keyframe_, frame, {params_});
+    state_ = state;
+    noted_.reset();
+    share_.reset();
+    if (!manifest_.workspace.empty()) take_over(results);
+    return results;
+  }
+
+  // Runs the frame program; returns the outputs. State and workspace stay as they are.
+  Tensors alone(const Tensors& frame) {
+    share_.reset();
+    return call(*frame_, frame, {frame_params_}).first;
+  }
+
+  // Runs the residual program on what the keyframe left; returns the outputs.
+  Tensors residual(const Tensors& frame) {
+    if (manifest_.workspace.empty()) {
+      const auto [results, state] = call(*residual_, frame, {as_tuple(state_), params_});
+      state_ = state;
+      return results;
+    }
+    prepare();
+    // A frame's share says everything only if every input has a gate.
+    const bool unchanged = probe(frame) == 0 && compared_ == manifest_.facts.inputs.size();
+    share_.reset();
+    if (unchanged && as_key_) return results_;
+    results_ = call(*residual_, frame, {as_tuple(state_), workspace_tuple_, params_}).first;
+    as_key_ = unchanged;
+    return results_;
+  }
+
   // Lets residual frames go on from the keyframe's outputs, in place.
   void take_over(const Tensors& results) {
     results_ = results;
@@ -128,23 +208,27 @@ class Programs {
     workspace_tuple_ = as_tuple(workspace_);
   }
 
-  // Runs the probe, which the residual program goes on from. A frame's share says everything only
-  // if every input has a gate.
-  bool nothing_changed(const Tensors& frame) {
-    const ffi::Any maps =
-        invoke(*probe_, frame, {as_tuple(state_), workspace_tuple_, params_});
+  // Runs a probe, which the residual program goes on from, or a comparison with another frame.
+  double compare(const ffi::Function& program, const Tensors& frame, const Tensors& state) {
+    prepare();
+    const Tensors maps =
+        from_tuple(invoke(program, frame, {as_tuple(state), workspace_tuple_, params_}));
+    compared_ = maps.size();
     double share = 0;
-    const Tensors found = from_tuple(maps);
-    for (const ffi::Tensor& map : found) share = std::max(share, share_of_nonzero(map));
-    return share == 0 && found.size() == manifest_.facts.inputs.size();
+    for (const ffi::Tensor& map : maps) share = std::max(share, share_of_nonzero(map));
+    return share;
   }
 
   const Manifest& manifest_;
   std::optional<ffi::Module> machine_;
-  std::optional<ffi::Function> keyframe_, residual_, probe_;
-  Tuple params_;
+  std::optional<ffi::Function> keyframe_, residual_, probe_, frame_, note_, peek_;
+  Tuple params_, frame_params_;
   Tensors state_, workspace_;
   Tuple workspace_tuple_;
+  std::optional<Tensors> noted_;  // a frame in the place of the keyframe's; none: the keyframe
+  std::optional<double> share_;   // of the frame that is run, once it was probed
+  std::size_t compared_ = 0;      // inputs that have a gate
+  Tensors latest_;                // outputs of the frame computed last
   Tensors results_;      // of the latest frame of an artifact that chooses bits
   bool as_key_ = false;  // whether they are those of the keyframe
 };

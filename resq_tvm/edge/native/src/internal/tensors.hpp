@@ -80,6 +80,13 @@ inline std::size_t element_count(const ffi::Tensor& tensor) {
   return static_cast<std::size_t>(tensor.numel());
 }
 
+inline ffi::Tensor copy_of(const ffi::Tensor& tensor) {
+  const auto shape = tensor.shape();
+  const ffi::Tensor made = new_tensor(Shape(shape.begin(), shape.end()), tensor.dtype());
+  std::memcpy(bytes_of(made), bytes_of(tensor), byte_count(tensor));
+  return made;
+}
+
 // Sets every element; throws std::invalid_argument for a type or value that it cannot write.
 inline void fill(const ffi::Tensor& tensor, std::int64_t value) {
   const std::size_t bytes = byte_count(tensor);
