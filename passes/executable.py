@@ -4,6 +4,9 @@ The virtual machine takes about a microsecond to dispatch a kernel from bytecode
 items of tuples; machine code that makes the same calls takes half of that. It cannot be
 instrumented, so that every program is there a second time, as bytecode, under another name: a
 session runs that one while it is observed.
+
+On ARM both are bytecode: LLVM would inline the entries of kernels into machine code, and an
+emulated board tells by them which kernel takes how many cycles.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from tvm.relax import vm_build
 OBSERVED = "_observed"  # what bytecode adds to the name of a program
 
 
-def link(mod: tvm.IRModule, machine: tvm.target.Target) -> Any:
+def link(mod: tvm.IRModule, machine: tvm.target.Target, *, bytecode: bool = False) -> Any:
     """Return the executable of a module that the Relax passes have lowered.
 
     Parameters
@@ -26,11 +29,13 @@ def link(mod: tvm.IRModule, machine: tvm.target.Target) -> Any:
         Programs and kernels; programs must not call each other.
     machine : tvm.target.Target
         What code is generated for.
+    bytecode : bool
+        Leave programs in bytecode.
     """
     # `tvm.relax.build` generates either machine code or bytecode.
     builder = relax.ExecBuilder()
     vm_build._vmcodegen(builder, _renamed(mod), "bytecode")
-    rest = vm_build._vmcodegen(builder, mod, "compiled")
+    rest = vm_build._vmcodegen(builder, mod, "bytecode" if bytecode else "compiled")
     kernels = {v: f for v, f in rest.functions.items() if isinstance(f, tvm.tirx.PrimFunc)}
     return vm_build._vmlink(
         builder, machine, tir_mod=tvm.IRModule(kernels, attrs=rest.attrs), tir_pipeline="default"

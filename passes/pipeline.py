@@ -122,7 +122,7 @@ def generate_code(lowered: Lowered, target: Target) -> Any:
     # checks in every kernel cost a fifth of the compile time and a microsecond per call.
     config = {"tirx.disable_assert": True}
     with machine, tvm.transform.PassContext(opt_level=3, config=config):
-        return link(build_pipeline()(module), machine)
+        return link(build_pipeline()(module), machine, bytecode=target.arm)
 
 
 def build_pipeline() -> tvm.transform.Pass:
