@@ -185,7 +185,9 @@ def main() -> None:
             made = Made(name, given[name], folder)
             rows += [row for core in args.core for row in measure(made, core, args)]
     lines = [
-        "All figures are simulated (means of frames, looks included; caches are modelled).",
+        "All figures are simulated (means of frames, looks included; caches are modelled). By "
+        "costs: the whole clip, decided by the board's costs on this machine, each frame counted "
+        "as what its program took on the emulated frames.",
         "",
         *dict.fromkeys(costs_line(row) for row in rows),
         "",

@@ -5,7 +5,6 @@
 #include <tvm/ffi/tvm_ffi.h>
 
 #include <chrono>
-#include <cmath>
 #include <cstdlib>
 #include <mutex>
 #include <utility>
@@ -17,6 +16,7 @@
 #include "internal/machine.hpp"
 #include "internal/manifest.hpp"
 #include "internal/markers.hpp"
+#include "internal/options.hpp"
 #include "internal/programs.hpp"
 
 namespace resq {
@@ -125,41 +125,6 @@ Tensors scaled_params(const Manifest& manifest, const Tensors& params, float sca
   return scaled;
 }
 
-std::unique_ptr<internal::Costs> choose_costs(const SessionOptions& options) {
-  if (options.costs) return std::make_unique<internal::ConstantCosts>(*options.costs);
-  return std::make_unique<internal::CostModel>();
-}
-
-// Throws ConfigError where an option is out of range, whatever the artifact.
-void check_options(const SessionOptions& options) {
-  if (options.period < 0) {
-    throw ConfigError("period " + std::to_string(options.period) +
-                      " is out of range; use 1 or more, or 0 for the artifact's own");
-  }
-  const int cpus = internal::available_cpus();
-  if (options.threads < 0 || options.threads > cpus) {
-    throw ConfigError("threads " + std::to_string(options.threads) +
-                      " is out of range; this machine allows 1 to " + std::to_string(cpus));
-  }
-  if (!(options.threshold_scale >= 0) || std::isinf(options.threshold_scale)) {
-    throw ConfigError("threshold scale " + std::to_string(options.threshold_scale) +
-                      " is out of range; use a finite number of at least 0");
-  }
-}
-
-// Throws ConfigError where a policy needs programs that the artifact does not have.
-void check_policy(const internal::KeyframePolicy& policy, const Manifest& manifest) {
-  if (policy.adaptive && !manifest.probe) {
-    throw ConfigError("adaptive keyframes need a scheme that chooses bits, this is " +
-                      manifest.facts.scheme + "; use a period");
-  }
-  if (policy.repeat && !manifest.note) {
-    throw ConfigError(
-        "repeating outputs needs a scheme that chooses bits and a library that can note frames, "
-        "this is " + manifest.facts.scheme + " without; leave repeat out, or compile it anew");
-  }
-}
-
 }  // namespace
 
 struct Session::Parts {
@@ -181,7 +146,7 @@ struct Session::Parts {
         policy(options),
         period(options.period == 0 ? its_manifest.facts.period : options.period),
         threads(options.threads == 0 ? internal::available_cpus() : options.threads),
-        costs(choose_costs(options)),
+        costs(internal::choose_costs(options)),
         buffers(its_manifest.facts) {
     begin();
   }
@@ -261,9 +226,9 @@ struct Session::Parts {
 Session::Session(std::shared_ptr<const Artifact> artifact, const SessionOptions& options) {
   if (!artifact) throw ConfigError("a session needs an artifact");
   Artifact::Parts& shared = *artifact->parts_;
-  check_options(options);
+  internal::check_options(options);
   parts_ = std::make_unique<Parts>(std::move(artifact), shared.manifest, options);
-  check_policy(parts_->policy, shared.manifest);
+  internal::check_policy(parts_->policy, shared.manifest);
   const std::lock_guard<std::mutex> lock(shared.making);
   try {
     parts_->programs.emplace(
