@@ -30,9 +30,10 @@ _LATENCY, _MOST_AHEAD = 3000, 6
 # Depthwise tiles at most: the more pixels, the more of them without a change. On planes of few
 # pixels most of them change.
 _SPARSE_TILE, _SPARSE_TILE_OF_FEW, _FEW_PIXELS = (2, 2), (2, 4), 64
-# Pixels of a plane whose tiles that changed are worked on by one thread: handing them out takes
-# longer, and asking how many threads there are takes a tenth of a small kernel.
-_ONE_THREAD = 16
+# Pixels of a plane whose tiles that changed are worked on by one thread, on x86 and on ARM: handing
+# them out takes longer than the little that is left, and asking how many threads there are, and
+# code that may run on any of them, takes a tenth of a small kernel.
+_ONE_THREAD, _ONE_THREAD_ARM = 256, 16
 _MANY_TAPS = 64  # the taps of a depthwise tile are unrolled
 
 Rule = Callable[[FusedKernel, Target], Decision | None]
@@ -194,6 +195,7 @@ def decide(kernel: FusedKernel, target: Target) -> Decision:
     for rule in RULES:
         decision = rule(kernel, target)
         if decision is not None:
-            alone = kernel.sparse is not None and kernel.h * kernel.w <= _ONE_THREAD
+            few = _ONE_THREAD_ARM if target.arm else _ONE_THREAD
+            alone = kernel.sparse is not None and kernel.h * kernel.w <= few
             return replace(decision, parallel=False) if alone else decision
     raise AssertionError("the last rule takes every kernel")

@@ -70,9 +70,17 @@ def test_unknown_coordinates_and_roundings_are_named():
         axis_table(Resize("x", "nearest_neighbor", "half_pixel", "up"), 4, 8)
 
 
-@pytest.mark.parametrize(("side", "parallel"), [(4, False), (5, True)])
-def test_small_planes_with_tiles_left_out_are_for_one_thread(side, parallel):
-    target = PRESETS["x86-avx512-vnni"]
+@pytest.mark.parametrize(
+    ("preset", "side", "parallel"),
+    [
+        ("x86-avx512-vnni", 16, False),
+        ("x86-avx512-vnni", 17, True),
+        ("cortex-a72", 4, False),
+        ("cortex-a72", 5, True),
+    ],
+)
+def test_small_planes_with_tiles_left_out_are_for_one_thread(preset, side, parallel):
+    target = PRESETS[preset]
     kernel = conv_kernel(target, 64, 64, side, side, k=1)
     assert decide(kernel, target).parallel
     sparse = Sparse({}, False, {}, 1, 1, 0, 64, None, frozenset())
