@@ -45,7 +45,7 @@ def test_a_share_of_tiles_and_the_programs(resq: Any, model: Path, tmp_path: Pat
     found = resq("inspect", out)
     assert found["probe"] and found["frame_params"] and found["workspace_bytes"] > 0
     text = resq("inspect", out, as_json=False)
-    assert "keyframe residual probe frame" in text and str(found["workspace_bytes"]) in text
+    assert "keyframe residual probe note frame" in text and str(found["workspace_bytes"]) in text
 
 
 def test_outputs_that_frames_hold(resq: Any, tmp_path: Path) -> None:

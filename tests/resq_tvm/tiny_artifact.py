@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import tvm
+from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
 from resq_tvm.artifact import Artifact, write_artifact
+from resq_tvm.passes.executable import link
 from resq_tvm.targets.preset import PRESETS, Target
 
 SHAPE = (1, 3, 6, 5)  # NCHW, as in the imagined source model
@@ -58,7 +60,9 @@ class FakeCompiled:
 
 @cache
 def compiled() -> FakeCompiled:
-    executable = tvm.compile(_Programs, target=tvm.target.Target({"kind": "llvm"}))
+    machine = tvm.target.Target({"kind": "llvm"})
+    with machine:
+        executable = link(relax.get_default_pipeline(machine)(_Programs), machine)
     info = {
         "scheme": "W8A8->W8A4",
         "period": 3,
