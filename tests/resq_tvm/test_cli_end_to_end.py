@@ -90,6 +90,25 @@ def test_evaluate(folder: Path) -> None:
     assert (guarded["period"], guarded["keyframes"]) == (None, 3)
 
 
+def test_evaluate_judges_repeats_against_holding(folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "dynamic.resq"
+    resq(
+        "compile", "zoo:tiny_seg", "--calibration", "random", "--calibration-frames", 8,
+        "--processing", folder / "segmentation.json", "--scheme", "W8A8->W8A{0,8}",
+        "--period", 3, "--no-frame-program", "-o", made,
+    )  # fmt: skip
+    command = (
+        "evaluate", made, "--frame", folder / "frame.resq", "--input",
+        data_path("clips/carphone_pristine.mp4"), "--frames", "0:9", "--model", "zoo:tiny_seg",
+    )  # fmt: skip
+    result = resq(*command, "--repeat", 1)
+    assert (result["period"], result["residual"]["frames"]) == (3, 6)
+    # Whatever changed, keyframes are repeated: that is holding them.
+    residual, computed = result["residual"], resq(*command)["residual"]
+    assert residual["scheme"] == pytest.approx(residual["hold"], abs=0.3)
+    assert computed["scheme"] != residual["scheme"]
+
+
 def test_thresholds_are_fitted_to_a_budget(folder: Path, tmp_path: Path) -> None:
     common = ("--calibration", "random", "--calibration-frames", 8,
               "--processing", folder / "segmentation.json")  # fmt: skip
