@@ -24,7 +24,7 @@ from resq_tvm.edge.build import source_digest, write_runtime
 from resq_tvm.errors import FrameError, TargetError
 from resq_tvm.files import cache_folder
 from resq_tvm.manifest import LIBRARY_NAME, Manifest
-from resq_tvm.targets.emulated.board import EmulatedBoard, Region
+from resq_tvm.targets.emulated.board import EmulatedBoard, Execution, Region
 from resq_tvm.targets.emulated.cores import MODEL_VERSION, Core
 from resq_tvm.targets.preset import PRESETS
 from resq_tvm.video.clip import Clip
@@ -190,18 +190,11 @@ def simulate(
     manifest = verify_files(folder)
     period = checked_period(manifest, period, keyframes, residuals)
     board = EmulatedBoard(emulated_core(folder, manifest), cache_model=cache_model)
-    tell = progress or (lambda _step: None)
-    runtime = marked_runtime(tell)
     prepared = list(frames) if frames is not None else prepare_frames(manifest, clip)
     followers = min(period - 1, residuals) if manifest.has_residual else 0
     shown = list(islice(cycle(prepared), keyframes * (1 + followers)))
-    tell(f"run {len(shown)} frames on an emulated {board.core.name}")
-    execution = board.execute(
-        [runtime / "bin" / _PROGRAM, folder.resolve(), "--threads", "1",
-         "--period", str(1 + followers), "--no-guard"],
-        stdin=b"".join(frame_bytes(frame, manifest) for frame in shown),
-        timeout_s=timeout_s,
-    )  # fmt: skip
+    words = ["--period", str(1 + followers), "--no-guard"]
+    execution = play(board, folder, manifest, shown, words, timeout_s, progress)
     residual = execution.regions.get(_RESIDUAL)
     return SimulatedReport(
         manifest,
@@ -210,6 +203,26 @@ def simulate(
         None if residual is None else ProgramCount.of(residual, board.core),
         board.core,
         outputs_of(manifest, execution.stdout, len(shown)),
+    )
+
+
+def play(
+    board: EmulatedBoard,
+    folder: Path,
+    manifest: Manifest,
+    frames: Sequence[Frame],
+    words: Sequence[str],
+    timeout_s: float | None,
+    progress: Callable[[str], None] | None,
+) -> Execution:
+    """Run the C++ runtime on a board over frames, with one thread and more options (``words``)."""
+    tell = progress or (lambda _step: None)
+    runtime = marked_runtime(tell)
+    tell(f"run {len(frames)} frames on an emulated {board.core.name}")
+    return board.execute(
+        [runtime / "bin" / _PROGRAM, folder.resolve(), "--threads", "1", *words],
+        stdin=b"".join(frame_bytes(frame, manifest) for frame in frames),
+        timeout_s=timeout_s,
     )
 
 

@@ -22,7 +22,7 @@ from resq_tvm.buffers import Frame
 from resq_tvm.costs import FixedCosts
 from resq_tvm.errors import ConfigError, TargetError
 from resq_tvm.keyframes import KeyframePolicy, Kind, Reason
-from resq_tvm.simulate import emulated_core, frame_bytes, marked_runtime, outputs_of
+from resq_tvm.simulate import emulated_core, outputs_of, play
 from resq_tvm.targets.emulated.board import EmulatedBoard
 from resq_tvm.targets.emulated.cores import Core
 
@@ -158,18 +158,10 @@ def simulate_stream(
     folder = Path(artifact)
     manifest = verify_files(folder)
     board = EmulatedBoard(emulated_core(folder, manifest), cache_model=cache_model)
-    tell = progress or (lambda _step: None)
-    runtime = marked_runtime(tell)
-    policy = KeyframePolicy() if policy is None else policy
-    words = ["--threads", "1", "--times", "--threshold-scale", str(threshold_scale)]
+    words = ["--times", "--threshold-scale", str(threshold_scale)]
     words += ["--period", str(manifest.period if period is None else period)]
-    tell(f"run {len(frames)} frames on an emulated {board.core.name}")
-    execution = board.execute(
-        [runtime / "bin" / "resq-run", folder.resolve(), *words, *policy_words(policy),
-         "--costs", costs_word(costs)],
-        stdin=b"".join(frame_bytes(frame, manifest) for frame in frames),
-        timeout_s=timeout_s,
-    )  # fmt: skip
+    words += [*policy_words(policy or KeyframePolicy()), "--costs", costs_word(costs)]
+    execution = play(board, folder, manifest, frames, words, timeout_s, progress)
     told = [json.loads(line) for line in execution.stderr.decode().splitlines()]
     found = _frames(told, execution.timeline)
     return SimulatedStream(board.core, found, outputs_of(manifest, execution.stdout, len(frames)))
