@@ -65,7 +65,7 @@ class Made:
         if path.is_dir():
             return path
         if kind == "plain" and self._plain is None:
-            first = self.frames[: self.case.fitted]
+            first = self.frames[self.case.fitted]
             self._plain = resq.calibrate(self._net, [first], "W8A8", period=1)
         network = self.dynamic if kind == "dynamic" else self._plain
         resq.compile(network, core, output=path)

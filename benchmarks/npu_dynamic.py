@@ -101,7 +101,7 @@ class Subject:
     @cached_property
     def plain(self) -> QuantizedNetwork:
         """W8A8, every frame on its own; calibrated on the frames that thresholds were fitted on."""
-        return resq.calibrate(self.net, [self.frames[: self.case.fitted]], FRAME, period=1)
+        return resq.calibrate(self.net, [self.frames[self.case.fitted]], FRAME, period=1)
 
 
 # --- clips --------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def judge_clip(subject: Subject, alone: Path, dynamic: Path) -> tuple[str, Error
         for a in (artifact, Artifact.load(dynamic))
     )
     reference = against_float(subject.net, artifact.manifest, case.open())
-    unseen = range(case.fitted, len(subject.frames))
+    unseen = case.unseen(len(subject.frames))
     every, rest = (
         judge(frame, scheme, case.period, reference.error, counted).residual
         for counted in (None, unseen)

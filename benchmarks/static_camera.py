@@ -2,7 +2,7 @@
 
     python -m benchmarks.static_camera --case blazepose_vtest espnet_car espnet_vtest
 
-Per case thresholds are fitted on the first frames of the clip (``--guard``: for sessions with their
+Per case thresholds are fitted on some frames of the clip (``--guard``: for sessions with their
 guard, the default of sessions); then the clip runs at period T, with these thresholds and with
 multiples of them (``--scales``), with the guard and without: mean milliseconds of whole `Session`
 calls, keyframes included, against a plain W8A8 artifact frame by frame and the peers, and the
@@ -101,7 +101,7 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
     net = resq.load(str(case.model))
     prepare = make_preprocessor(processing, net.inputs)
     frames = [np.array(prepare(p)) for p in case.open() if p is not None]
-    first = frames[: case.fitted]
+    first = frames[case.fitted]
     given = dict(text.split("=", 1) for text in args.qnet)
     if name in given:
         dynamic = QuantizedNetwork.load(given[name])
@@ -161,7 +161,7 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
         kind = f"frame W8A8, 1 of {step} frames"
         skipping[kind] = step
         found[kind] = [found["frame W8A8"][n - n % step] for n in range(len(frames))]
-    unseen = range(case.fitted, len(frames))
+    unseen = case.unseen(len(frames))
 
     def judged(kind: str) -> dict[str, Any]:
         # Which frames the guard takes changes a little from run to run.

@@ -29,8 +29,9 @@ BudgetText = Annotated[
     str | None,
     typer.Option(
         "--budget",
-        help="Fit a pool's thresholds: the error may rise by '0.5 mIoU', '0.2 px' or '1 %', or "
-        "residual frames may execute '40 % work', or take '3 ms' (compile).",
+        help="Fit a pool's thresholds: the error may rise by '0.5 mIoU', '0.2 px' or '1 %', or as "
+        "far as leaves '90 % recovery' of what residuals win over holding; or residual frames may "
+        "execute '40 % work', or take '3 ms' (compile).",
     ),
 ]
 Guarded = Annotated[

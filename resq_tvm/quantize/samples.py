@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ Frame = NDArray[Any] | tuple[NDArray[Any], ...]
 Clip = Iterable[Frame]
 Inputs = tuple[torch.Tensor, ...]
 Store = dict[tuple[str, str], dict[int, torch.Tensor]]
+_Run = tuple[int, tuple[Inputs, ...]]  # its number in its clip, its frames
+
+FARTHEST = 50
 
 
 @dataclass(frozen=True)
@@ -38,39 +43,78 @@ class FrameGroups:
 
 
 def read_groups(net: Network, clips: Iterable[Clip], period: int, samples: int) -> FrameGroups:
-    """Read runs of ``period`` frames, one from each clip in turn, until there are enough.
+    """Read runs of ``period`` frames from all over the clips, as many of each as there are.
 
-    Enough is ``samples`` residual frames, or ``samples`` keyframes at period 1. Clips are not
-    read further than that.
+    Enough is ``samples`` residual frames, or ``samples`` keyframes at period 1. Which runs of a
+    clip are taken is drawn at random, the same every time. Memory holds at most twice what is
+    taken; of a clip at most `FARTHEST` times as many runs are read as would do.
 
     Raises
     ------
     CalibrationError
         If a frame does not fit the network or is not finite, or if there are too few frames.
     """
-    groups: list[tuple[Inputs, ...]] = []
-    missing = samples
-    sources = [_runs(net, clip, number, period) for number, clip in enumerate(clips)]
-    while sources and missing > 0:
-        for source in list(sources):
-            run = next(source, None)
-            if run is None:
-                sources.remove(source)
-                continue
-            run = run[:missing] if period == 1 else run[: missing + 1]
-            groups.append(run)
-            missing -= 1 if period == 1 else len(run) - 1
-            if missing <= 0:
-                break
-    found = FrameGroups(tuple(groups))
-    if not found.count:
+    enough = -(-samples // max(1, period - 1))
+    draw = np.random.default_rng(0)
+    drawn: list[list[_Run]] = []
+    read = 0
+    for number, clip in enumerate(clips):
+        runs = islice(_runs(net, clip, number, period), FARTHEST * enough)
+        some, count = _drawn(runs, enough, draw)
+        read += count
+        drawn = _in_turn([*drawn, some], period, samples)
+    if not read:
         raise CalibrationError("the calibration clips hold no frame; give at least one clip")
+    # In the clips' order again, and no residual frame more than asked for.
+    groups, missing = [], samples
+    for _, run in (pair for runs in drawn for pair in sorted(runs, key=itemgetter(0))):
+        groups.append(run[: missing + (period > 1)])
+        missing -= _weight(groups[-1], period)
+    found = FrameGroups(tuple(groups))
     if period > 1 and not found.residuals:
         raise CalibrationError(
-            f"the calibration clips hold {found.count} frame(s), none next to another; "
+            f"the calibration clips hold {read} frame(s), none next to another; "
             "residuals need clips of at least two consecutive frames"
         )
     return found
+
+
+def _drawn(
+    runs: Iterable[tuple[Inputs, ...]], most: int, draw: np.random.Generator
+) -> tuple[list[_Run], int]:
+    """Draw some of a clip's runs, in random order; return them and how many frames were read.
+
+    Every run is as likely as any other, however many there are (reservoir sampling).
+    """
+    kept: list[_Run] = []
+    frames = 0
+    for number, run in enumerate(runs):
+        frames += len(run)
+        slot = int(draw.integers(number + 1))
+        if number < most:  # the last place goes to whoever was in the new run's
+            kept.append((number, run))
+            kept[slot], kept[number] = kept[number], kept[slot]
+        elif slot < most:
+            kept[slot] = (number, run)
+    return kept, frames
+
+
+def _in_turn(clips: list[list[_Run]], period: int, samples: int) -> list[list[_Run]]:
+    """Take a run from each clip in turn until there are enough."""
+    taken: list[list[_Run]] = [[] for _ in clips]
+    missing = samples
+    for place in range(max(map(len, clips))):
+        for runs, mine in zip(clips, taken, strict=True):
+            if place < len(runs) and missing > 0:
+                weight = _weight(runs[place][1], period)
+                mine.extend(runs[place : place + 1] if weight else [])
+                missing -= weight
+    return taken
+
+
+def _weight(run: tuple[Inputs, ...], period: int) -> int:
+    """Return how many samples a run is: its residual frames, or its frames at period 1."""
+    return len(run) - (period > 1)
 
 
 def read_clip(net: Network, clip: Clip, number: int = 0) -> list[Inputs]:

@@ -17,7 +17,7 @@ from resq_tvm.quantize.activity import Cost
 from resq_tvm.quantize.budget import Budget
 from resq_tvm.quantize.candidates import Candidate, ErrorOf, Judge, Multiples
 from resq_tvm.quantize.groups import UNREAD
-from resq_tvm.quantize.trials import Outputs, Thresholds, Trials
+from resq_tvm.quantize.trials import Thresholds, Trials
 
 LARGEST = 4.0  # times its root mean square: beyond that a residual is motion whatever it costs
 # Times a block's expected noise energy. The largest let only strong changes of whole blocks pass.
@@ -56,6 +56,8 @@ class Search:
     ----------
     static, best : Candidate
         That which keeps everything, and the best so far.
+    frame_error, hold_error : float
+        Of frame quantization and of holding the keyframe's output.
     count : int
         Runs over all residual frames.
     """
@@ -81,7 +83,9 @@ class Search:
         self._unit = trials.residual_norms()
         self._judge = Judge(trials, error, cost)
         self.static = self.best = self._judge.static(list(groups))
-        self._error_limit = budget.error_limit(self.static.error)
+        self.frame_error = self._judge.error([trials.key_outputs] * len(trials.phases))
+        self.hold_error = self._judge.error(trials.held())
+        self._error_limit = budget.error_limit(self.static.error, self.frame_error, self.hold_error)
         self._cost_limit = budget.cost_limit(self._judge.whole)
         self._guard = guard and not budget.limits_cost
 
@@ -108,10 +112,6 @@ class Search:
         except KeyboardInterrupt:
             return True
         return False
-
-    def error(self, outputs: Sequence[Sequence[Outputs]]) -> float:
-        """Return the error of outputs per phase and frame: the mean over residual frames."""
-        return self._judge.error(outputs)
 
     def thresholds(self, candidate: Candidate) -> Thresholds:
         """Return a candidate's multiples as thresholds of the programs."""

@@ -123,9 +123,10 @@ def fit_thresholds(
         errors.
     budget : str or Budget
         ``"0.5 mIoU"``, ``"0.2 px"``, ``"1 %"``: how much the error may rise above that of the
-        residual that keeps everything. ``"40 % work"``: a ceiling on the cost, in percent of the
-        cost of a frame in which everything is active; ``"5 ms"`` likewise, of a cost in
-        milliseconds (`resq_tvm.latency.layer_cost`).
+        residual that keeps everything. ``"90 % recovery"``: as far as that share of the latter's
+        advantage over holding the keyframe's output is left. ``"40 % work"``: a ceiling on the
+        cost, in percent of the cost of a frame in which everything is active; ``"5 ms"`` likewise,
+        of a cost in milliseconds (`resq_tvm.latency.layer_cost`).
     cost : callable, optional
         Layer → share of its output tiles that are active, to a number: the share of the
         multiply-accumulates in active tiles by default.
@@ -206,8 +207,8 @@ def fit_thresholds(
         frames=sum(len(phase) for phase in trials.phases),
         static_error=search.static.error,
         error=best.error,
-        frame_error=search.error([trials.key_outputs] * len(trials.phases)),
-        hold_error=search.error(trials.held()),
+        frame_error=search.frame_error,
+        hold_error=search.hold_error,
         static_work=work(search.static.shares),
         work=work(best.shares),
         static_cost=search.static.cost,

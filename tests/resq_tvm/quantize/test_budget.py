@@ -16,6 +16,7 @@ from resq_tvm.quantize.budget import Budget
         (".3 % pixels", "points", 0.3, "% pixels"),
         ("2 % output", "points", 2.0, "% output"),
         ("1 %", "relative", 0.01, ""),
+        ("90 % recovery", "recovery", 0.9, ""),
         ("40 % work", "work", 0.4, ""),
         ("40% work", "work", 0.4, ""),
         ("5 ms", "cost", 5.0, "ms"),
@@ -28,7 +29,9 @@ def test_texts(text: str, kind: str, amount: float, unit: str) -> None:
     assert budget.limits_cost == (kind in ("work", "cost"))
 
 
-@pytest.mark.parametrize("text", ["", "5", "px", "-1 px", "1 2 px", "3 miles", "0 % work", "0 ms"])
+@pytest.mark.parametrize(
+    "text", ["", "5", "px", "-1 px", "1 2 px", "3 miles", "0 % work", "0 ms", "101 % recovery"]
+)
 def test_what_is_no_budget(text: str) -> None:
     with pytest.raises(ConfigError, match="budget") as caught:
         Budget.parse(text)
@@ -36,10 +39,19 @@ def test_what_is_no_budget(text: str) -> None:
 
 
 def test_limits() -> None:
-    assert Budget.parse("0.5 mIoU").error_limit(30.0) == 30.5
-    assert Budget.parse("10 %").error_limit(30.0) == pytest.approx(33.0)
+    assert Budget.parse("0.5 mIoU").error_limit(30.0, 29.0, 40.0) == 30.5
+    assert Budget.parse("10 %").error_limit(30.0, 29.0, 40.0) == pytest.approx(33.0)
+    assert Budget.parse("90 % recovery").error_limit(30.0, 29.0, 40.0) == pytest.approx(31.0)
     assert Budget.parse("40 % work").cost_limit(20.0) == pytest.approx(8.0)
     assert Budget.parse("5 ms").cost_limit(20.0) == 5.0
+
+
+@pytest.mark.parametrize(("error", "frame", "hold"), [(9.0, 9.0, 11.0), (13.0, 9.0, 12.0)])
+def test_recovery_needs_something_that_moves(error: float, frame: float, hold: float) -> None:
+    with pytest.raises(
+        ConfigError, match=f"holding the keyframe's output has an error of {hold:g}"
+    ):
+        Budget.parse("90 % recovery").error_limit(error, frame, hold)
 
 
 def test_points_need_their_unit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from resq_tvm.errors import CalibrationError, ConfigError, SchemeError
 from resq_tvm.passes.partition import Partition
 from resq_tvm.quantize import calibrate as module
 from resq_tvm.quantize.calibrate import calibrate
+from resq_tvm.quantize.samples import FARTHEST, FrameGroups, read_groups
 from resq_tvm.reference.executor import Executor
 from tests.resq_tvm.quantize.networks import moving_clip, small_network
 
@@ -43,10 +45,10 @@ def test_residual_scales_follow_the_motion() -> None:
 def test_recurrent_residuals_are_smaller_than_pairwise_ones() -> None:
     options = {"candidates": 8, "period": 6}
     clip = moving_clip(12)
-    pairwise = calibrate(small_network(), [clip], "W8A8->W8A8", **options)
+    usual = calibrate(small_network(), [clip], "W8A8->W8A8", **options)
     recurrent = calibrate(small_network(), [clip], "W8A8->W8A8", residual="recurrent", **options)
     assert recurrent.options["residual"] == "recurrent"
-    assert recurrent.scales["residual"]["x:8"] < 0.8 * pairwise.scales["residual"]["x:8"]
+    assert recurrent.scales["residual"]["x:8"] < 0.8 * usual.scales["residual"]["x:8"]
 
 
 def test_small_groups_of_quantizers_give_the_same_scales(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,16 +58,56 @@ def test_small_groups_of_quantizers_give_the_same_scales(monkeypatch: pytest.Mon
     assert calibrate(small_network(), [clip], "W8A8->W4A4", **QUICK).scales == whole.scales
 
 
-def test_clips_are_read_no_further_than_needed() -> None:
-    taken = []
-
-    def endless() -> Iterator[np.ndarray]:
-        for number in range(10**6):
+def numbered_clip(count: int, taken: list[int] | None = None) -> Iterator[np.ndarray]:
+    """Frames whose first value tells their number."""
+    frame = moving_clip(1)[0]
+    for number in range(count):
+        if taken is not None:
             taken.append(number)
-            yield moving_clip(1, number)[0]
+        frame = frame.copy()
+        frame.flat[0] = number
+        yield frame
 
-    calibrate(small_network(), [endless(), endless()], "W8A8->W4A4", samples=5, **QUICK)
-    assert len(taken) <= 12
+
+def numbers(groups: FrameGroups) -> list[list[int]]:
+    return [[int(inputs[0].flatten()[0]) for inputs in run] for run in groups.groups]
+
+
+def test_endless_clips_are_read_no_further_than_makes_sense() -> None:
+    taken: list[int] = []
+    clips = [numbered_clip(10**9, taken), numbered_clip(10**9, taken)]
+    found = read_groups(small_network(), clips, 3, 5)
+    assert found.residuals == 5
+    assert len(taken) <= 2 * FARTHEST * 3 * 3 + 2
+
+
+def test_runs_come_from_all_over_a_clip() -> None:
+    net = small_network()
+    found = numbers(read_groups(net, [numbered_clip(600)], 4, 30))
+    assert [run[0] % 4 for run in found] == [0] * 10  # whole runs, as a session sees them
+    assert all(run == list(range(run[0], run[0] + len(run))) for run in found)
+    first = [run[0] for run in found]
+    assert first == sorted(first) and first[0] < 200 and first[-1] >= 400
+    assert found == numbers(read_groups(net, [numbered_clip(600)], 4, 30))
+
+
+def test_short_clips_are_taken_whole_and_others_make_up_for_them() -> None:
+    net = small_network()
+    assert numbers(read_groups(net, [numbered_clip(9)], 4, 64)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    found = read_groups(net, [numbered_clip(2), numbered_clip(400)], 3, 21)
+    assert found.residuals == 21 and numbers(found)[0] == [0, 1]
+    several = [numbered_clip(400) for _ in range(4)]
+    found = read_groups(net, several, 3, 16)
+    starts = numbers(found)
+    assert found.residuals == 16 and len(starts) == 8
+    # Two from each clip: numbers fall where the next clip begins.
+    assert sum(b[0] < a[0] for a, b in pairwise(starts)) <= 3
+
+
+def test_single_frames_are_drawn_from_all_over_a_clip() -> None:
+    found = numbers(read_groups(small_network(), [numbered_clip(500)], 1, 20))
+    assert len(found) == 20 and all(len(run) == 1 for run in found)
+    assert found[0][0] < 150 and found[-1][0] >= 350
 
 
 def test_memory_bound_leaves_fewer_frames_per_quantizer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,15 @@ def test_a_larger_budget_saves_more(qnet: QuantizedNetwork, clip: Any, error: An
     assert works[1] < works[0]
 
 
+def test_a_budget_of_recovery(qnet: QuantizedNetwork, clip: Any, error: Any) -> None:
+    _, report = fit_thresholds(qnet, [clip], error=error, budget="80 % recovery")
+    won = report.hold_error - report.static_error
+    assert won > 0 and report.hold_error - report.error >= 0.8 * won
+    assert report.work < 0.9 * report.static_work
+    with pytest.raises(ConfigError, match="something moves"):
+        fit_thresholds(qnet, [[clip[0]] * 12], error=error, budget="80 % recovery")
+
+
 def test_work_budget_and_own_cost(qnet: QuantizedNetwork, clip: Any, error: Any) -> None:
     _, report = fit_thresholds(qnet, [clip], error=error, budget="50 % work")
     assert report.work <= 0.5 and report.error > report.static_error
