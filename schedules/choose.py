@@ -10,11 +10,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
 from resq_tvm.schedules.code import Expr, cast, constant, index_of, intrinsic, load, splat
-from resq_tvm.schedules.context import LANES, Context, at
-from resq_tvm.schedules.energy import Energy, narrow
+from resq_tvm.schedules.context import LANES, Context
+from resq_tvm.schedules.energy import Energy
+from resq_tvm.schedules.rewrite import KEEP, Rewriter
 from resq_tvm.schedules.sparse import Tile
 from resq_tvm.schedules.spec import Store
 
@@ -40,6 +42,7 @@ class Chooser:
         # What dropping everything loses tells whether a pixel is zero, whatever the pool.
         lower = list(zip(self.choice.pool[:-1], self.choice.shifts[:-1], strict=True))
         self.candidates = lower if lower[0][0] == 0 else [(0, 0), *lower]
+        self.rewriter = Rewriter(ctx, self.spec, lower)
         self._energies: dict[bool, Energy] = {}
 
     def finish(
@@ -65,30 +68,21 @@ class Chooser:
         todo = code.allocate(LANES * count, "int32", "todo")
         work: Any = None
         for n in range(count):
-            bits, left = self._decide([t[n] for t in totals])
+            bits, left = self._decide([t[n] for t in totals], self._owned(energy, tile, size, n))
             code.store(noted, [n * LANES], bits, LANES)
             code.store(todo, [n * LANES], left, LANES)
             work = left if work is None else tirx.Max(work, left)
         for i in range(height):
             self._note(energy, noted, tile, i, width, stride, offset)
         most = tirx.op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smax", work)
-        with (
-            code.when(tirx.GE(most, tirx.const(0, "int32"))),
-            code.loop(height, "fy") as i,
-            code.loop(width, "fx") as j,
-        ):
-            y, x = self._place(tile, i, j, stride, offset)
-            wanted = load(todo, [energy.slot(i, j, width)], 1)
-            own = _own(tile, i, j)
-            if own is not None:
-                wanted = tirx.Select(own, wanted, tirx.const(-1, "int32"))
-            wanted = code.bind(wanted, "todo")
-            with code.when(tirx.EQ(wanted, tirx.const(0, "int32"))):
-                self._rewrite(y, x, 0, 0)
-            for few, shift in zip(self.choice.pool[:-1], self.choice.shifts[:-1], strict=True):
-                if few:
-                    with code.when(tirx.EQ(wanted, tirx.const(few, "int32"))):
-                        self._rewrite(y, x, few, shift)
+        with code.when(tirx.GT(most, tirx.const(KEEP, "int32"))):
+            self.rewriter.tile(
+                todo,
+                size,
+                energy.shared,
+                lambda i, j: energy.slot(i, j, width),
+                lambda i, j: self._place(tile, i, j, stride, offset),
+            )
 
     def _anywhere(
         self,
@@ -143,8 +137,26 @@ class Chooser:
             with nullcontext() if own is None else code.when(own):
                 code.store(buffer, [0, y, x, 0], one, 1)
 
-    def _decide(self, totals: list[Any]) -> tuple[Expr, Expr]:
-        """Return the bits of 16 pixels, and which codes to rewrite: −1 none, else to what bits."""
+    def _owned(self, energy: Energy, tile: Tile, size: tuple[int, int], vector: int) -> Expr | None:
+        """Return which of 16 slots no tile before has, too; None if none can.
+
+        Codes that have been rewritten must not be decided on again.
+        """
+        owned: Any = None
+        for axis, before in enumerate((tile.before_y, tile.before_x)):
+            if isinstance(before, int):
+                continue
+            places = np.full(LANES, size[axis], np.int32)
+            for i, j in np.ndindex(*size):
+                slot = energy.slot(i, j, size[1]) - vector * LANES
+                if 0 <= slot < LANES:
+                    places[slot] = (i, j)[axis]
+            mine = load(self.ctx.constant("at", places), [0], LANES) >= splat(before, LANES)
+            owned = mine if owned is None else tirx.And(owned, mine)
+        return owned
+
+    def _decide(self, totals: list[Any], owned: Expr | None) -> tuple[Expr, Expr]:
+        """Return the bits of 16 pixels, and to what bits to rewrite their codes, or `KEEP`."""
         code, ctx = self.code, self.ctx
         pool = self.choice.pool
         own = totals if pool[0] == 0 else totals[1:]
@@ -165,36 +177,21 @@ class Chooser:
             enough = roots[i] - roots[i + 1] < threshold
             bits = code.hold(tirx.Select(enough, left, bits), "int32", LANES)
         kept = tirx.Or(tirx.EQ(bits, finest), empty)
-        todo = tirx.Select(kept, constant(-1, "int32", LANES), bits)
+        if owned is not None:
+            kept = tirx.Or(kept, tirx.Not(owned))
+        todo = tirx.Select(kept, constant(KEEP, "int32", LANES), bits)
         return bits, code.hold(todo, "int32", LANES)
 
     def clear(self, y: Expr, x: Expr) -> None:
         """Drop a pixel after all."""
         self.ctx.code.store(self.ctx.buffer(self.map.name), [0, y, x, 0], tirx.const(0, "uint8"), 1)
-        self._rewrite(y, x, 0, 0)
-
-    def _rewrite(self, y: Expr, x: Expr, bits: int, shift: int) -> None:
-        ctx, code, spec = self.ctx, self.code, self.spec
-        zero = ctx.kernel.code.zero_point
-        buffer = ctx.buffer(spec.name)
-        for block in ctx.channel_blocks(1):
-            (lanes,) = block.lanes
-            with code.loop(block.count, "rc") as i:
-                index = at(spec, y, x, (i + block.start) * LANES)
-                if bits == 0:
-                    code.store(buffer, index, constant(zero, spec.dtype, lanes), lanes)
-                    continue
-                stored = cast(load(buffer, index, lanes), "int32", lanes)
-                fine = cast(stored - constant(zero, "int32", lanes), _F, lanes)
-                coarse = cast(narrow(code.bind(fine), bits, shift, lanes), "int32", lanes)
-                value = coarse + constant(zero, "int32", lanes)
-                code.store(buffer, index, cast(value, spec.dtype, lanes), lanes)
+        self.rewriter.pixel(y, x, 0, 0)
 
 
 def _own(tile: Tile, i: Expr, j: Expr) -> Expr | None:
     """Return whether no tile before has pixel (i, j), too; None if none can have it.
 
-    Codes that have been rewritten must not be decided on again.
+    What has been noted must not be noted again: its codes may have been rewritten since.
     """
     conditions = [
         tirx.GE(index_of(index), before)

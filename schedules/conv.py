@@ -7,6 +7,7 @@ Several inputs are several segments of the reduction; a transposed convolution i
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from resq_tvm.schedules.arm.core import ArmCore
 from resq_tvm.schedules.arm.runs import CHUNK
@@ -55,32 +56,57 @@ def _emit_changed(ctx: Context, core: type[Core], epilogue: Epilogue) -> None:
     """Emit the convolution on tiles that changed: all channels of a tile, then the next."""
     anchor = ctx.kernel.anchor
     assert isinstance(anchor, Conv)
-    sy, sx = anchor.out_stride
+    # Phases that read the same pixels share a list of tiles, and write side by side.
+    alike: dict[Any, list[Phase]] = {}
     for phase in anchor.phases:
-        blocks = ctx.channel_blocks(ctx.decision.tile_o)
-        parts = [_PhaseBlock(ctx, core, epilogue, phase, block) for block in blocks]
-        rows, columns = parts[0].rows, parts[0].columns
-        if rows <= 0 or columns <= 0:
-            continue
-        shape = (min(ctx.decision.tile_y, rows), min(ctx.decision.tile_x, columns))
-        listed, together = shape, 1
-        if ctx.decision.gather:
-            assert pointwise(ctx.kernel)
-            shape = (1, ctx.decision.tile_y * ctx.decision.tile_x)
-            listed, together = (1, 1), shape[1]
-        windows = partial(convolution, ctx.kernel, phase, listed[0])
-        lie = ((sy, sx), (phase.oy, phase.ox))
-        finish = epilogue.finisher(*lie)
-        ahead = NextTile(ctx, phase, listed, sum(b.count for b in blocks))
-        tiles = changed_tiles(ctx, rows, columns, *listed, windows, *lie, finish, together)
-        with tiles as tile:
+        plane = _plane(ctx, anchor, phase)
+        if min(plane) > 0:
+            read = frozenset((dy, dx) for _, _, dy, dx in phase.taps)
+            alike.setdefault((plane, read), []).append(phase)
+    for (plane, _), phases in alike.items():
+        _emit_alike(ctx, core, epilogue, plane, phases)
+
+
+def _emit_alike(
+    ctx: Context,
+    core: type[Core],
+    epilogue: Epilogue,
+    plane: tuple[int, int],
+    phases: list[Phase],
+) -> None:
+    """Emit phases whose tiles change together."""
+    anchor = ctx.kernel.anchor
+    assert isinstance(anchor, Conv)
+    shape = (min(ctx.decision.tile_y, plane[0]), min(ctx.decision.tile_x, plane[1]))
+    listed, together = shape, 1
+    if ctx.decision.gather:
+        assert pointwise(ctx.kernel)
+        shape = (1, ctx.decision.tile_y * ctx.decision.tile_x)
+        listed, together = (1, 1), shape[1]
+    blocks = ctx.channel_blocks(ctx.decision.tile_o)
+    parts = [
+        [_PhaseBlock(ctx, core, epilogue, phase, block) for block in blocks] for phase in phases
+    ]
+
+    windows = partial(convolution, ctx.kernel, phases, listed[0])
+    lie = (anchor.out_stride, [(phase.oy, phase.ox) for phase in phases])
+    finish = epilogue.finisher(*lie)
+    ahead = [NextTile(ctx, phase, listed, sum(b.count for b in blocks)) for phase in phases]
+    with changed_tiles(ctx, *plane, *listed, windows, *lie, finish, together) as tile:
+        for later, own in zip(ahead, parts, strict=True):
             done = 0
-            for part in parts:
+            for part in own:
                 with ctx.code.loop(part.block.count, "o") as o:
                     if ctx.decision.prefetch:
-                        ahead.fetch(tile, o + done)
+                        later.fetch(tile, o + done)
                     part.tile(o, tile, *shape, tile.active)
                 done += part.block.count
+
+
+def _plane(ctx: Context, anchor: Conv, phase: Phase) -> tuple[int, int]:
+    """Return the rows and columns of a phase."""
+    sy, sx = anchor.out_stride
+    return ceil_div(ctx.kernel.h - phase.oy, sy), ceil_div(ctx.kernel.w - phase.ox, sx)
 
 
 def _emit_rows(ctx: Context, block: ChannelBlock, rows: int, parts: list[_PhaseBlock]) -> None:
@@ -109,8 +135,7 @@ class _PhaseBlock:
         assert isinstance(anchor, Conv)
         self.ctx, self.code, self.epilogue = ctx, ctx.code, epilogue
         self.anchor, self.phase, self.block = anchor, phase, block
-        self.rows = ceil_div(ctx.kernel.h - phase.oy, anchor.out_stride[0])
-        self.columns = ceil_div(ctx.kernel.w - phase.ox, anchor.out_stride[1])
+        self.rows, self.columns = _plane(ctx, anchor, phase)
         self.core = core(ctx, phase, block)
 
     def band(self, o: Expr, y0: Expr, tile_y: int) -> None:

@@ -30,8 +30,8 @@ def emit_depthwise(ctx: Context, kind: type[DepthwiseBlock] | None = None) -> No
         width = min(ctx.decision.tile_x, columns)
         blocks = [kind(ctx, epilogue, phase, b, width) for b in ctx.channel_blocks(1)]
         if ctx.kernel.sparse is not None:
-            windows = partial(convolution, ctx.kernel, phase, 1)
-            lie = (anchor.out_stride, (phase.oy, phase.ox))
+            windows = partial(convolution, ctx.kernel, [phase], 1)
+            lie = (anchor.out_stride, ((phase.oy, phase.ox),))
             finish = epilogue.finisher(*lie)
             with changed_tiles(ctx, rows, columns, 1, width, windows, *lie, finish) as tile:
                 for block in blocks:

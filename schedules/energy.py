@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from resq_tvm.schedules.code import Expr, cast, constant, intrinsic, load, reinterpret
+from resq_tvm.schedules.code import Code, Expr, cast, constant, intrinsic, load, reinterpret
 from resq_tvm.schedules.context import LANES, Context, at, pad_channels
 from resq_tvm.schedules.spec import TensorSpec
 from resq_tvm.schedules.vecmath import MAGIC, clamp, fence
 
 _F = "float32"
-_BYTES = 64
+BYTES = 64  # of a vector
 Candidate = tuple[int, int]  # bits, shift
 
 
@@ -36,15 +36,39 @@ def narrow(codes: Expr, bits: int, shift: int, lanes: int) -> Expr:
     return rounded * constant(step, _F, lanes)
 
 
-def lost_magnitudes(candidate: Candidate) -> np.ndarray[Any, np.dtype[np.int8]]:
-    """Return what a choice loses of the magnitudes 0 … 127 (rounding is symmetric)."""
+def kept_magnitudes(candidate: Candidate) -> np.ndarray[Any, np.dtype[np.int8]]:
+    """Return what a choice makes of the magnitudes 0 … 127 (rounding is symmetric)."""
     bits, shift = candidate
-    magnitude = np.arange(128, dtype=np.float32)
-    if bits == 0:
-        return magnitude.astype(np.int8)
-    limit = (1 << (bits - 1)) - 1
-    kept = np.clip(np.rint(magnitude / (1 << shift)), -limit, limit) * (1 << shift)
-    return np.abs(magnitude - kept).astype(np.int8)
+    limit = (1 << (bits - 1)) - 1 if bits else 0
+    kept = np.clip(np.rint(np.arange(128) / (1 << shift)), 0, limit) * (1 << shift)
+    return kept.astype(np.int8)
+
+
+def lost_magnitudes(candidate: Candidate) -> np.ndarray[Any, np.dtype[np.int8]]:
+    """Return how far that is from them."""
+    return np.abs(np.arange(128) - kept_magnitudes(candidate)).astype(np.int8)
+
+
+def widened(value: Expr, lanes: int) -> Expr:
+    """Return 64 bytes that begin with these; the others are copies of them."""
+    if lanes == BYTES:
+        return value
+    # TVM refuses shuffles that have more lanes than their operands.
+    return tirx.Shuffle([value] * (-(-BYTES // lanes)), list(range(BYTES)))
+
+
+def magnitudes(code: Code, stored: Expr, zero_point: int) -> tuple[Expr, Expr]:
+    """Return 64 codes as they are meant (int8), and their magnitudes."""
+    flip = constant(np.uint8(zero_point).astype(np.int8).item(), "int8", BYTES)
+    signed = code.bind(reinterpret(stored, "int8", BYTES) ^ flip)
+    return signed, intrinsic("llvm.abs", "int8", BYTES, signed, tirx.const(False, "bool"))
+
+
+def look_up(code: Code, table: Any, size: Expr) -> Expr:
+    """Return what a table of 128 bytes says of 64 magnitudes."""
+    low, high = load(table, [0], BYTES), load(table, [BYTES], BYTES)
+    name = "llvm.x86.avx512.vpermi2var.qi.512"
+    return code.hold(intrinsic(name, "int8", BYTES, low, size, high), "int8", BYTES)
 
 
 class Energy:
@@ -69,7 +93,7 @@ class Energy:
         self.bytes = ctx.target.isa == "avx512-vnni"
         self.shared = 1  # pixels per vector
         if self.bytes and contiguous and spec.c_phys in (8, 16, 32):
-            self.shared = _BYTES // spec.c_phys
+            self.shared = BYTES // spec.c_phys
         if self.bytes:
             self.tables = [
                 ctx.constant("lost", lost_magnitudes(c)) if c[0] else None for c in candidates
@@ -107,35 +131,19 @@ class Energy:
         zero = constant(0, "int32", LANES)
         sums = [zero for _ in self.candidates]
         extent = spec.c_phys * pixels
-        for start in range(0, extent, _BYTES):
-            lanes = min(_BYTES, extent - start)
+        for start in range(0, extent, BYTES):
+            lanes = min(BYTES, extent - start)
             index = at(spec, y, x, start)
-            stored = load(self.ctx.buffer(spec.name), index, lanes)
-            if lanes < _BYTES:
-                # TVM refuses shuffles that have more lanes than their operands.
-                stored = tirx.Shuffle([stored] * (-(-_BYTES // lanes)), list(range(_BYTES)))
-            offset = self.ctx.kernel.code.zero_point
-            signed = reinterpret(stored, "int8", _BYTES) ^ constant(
-                np.uint8(offset).astype(np.int8).item(), "int8", _BYTES
-            )
-            size = intrinsic("llvm.abs", "int8", _BYTES, signed, tirx.const(False, "bool"))
-            keep = np.zeros(_BYTES, np.int8)
+            stored = widened(load(self.ctx.buffer(spec.name), index, lanes), lanes)
+            _, size = magnitudes(code, stored, self.ctx.kernel.code.zero_point)
+            keep = np.zeros(BYTES, np.int8)
             keep[:lanes] = self.valid[start : start + lanes]
             if not keep.all():
                 mask = self._mask(keep)
-                size = size & load(mask, [0], _BYTES)
-            size = code.hold(size, "int8", _BYTES)
+                size = size & load(mask, [0], BYTES)
+            size = code.hold(size, "int8", BYTES)
             for n, table in enumerate(self.tables):
-                lost = size
-                if table is not None:
-                    low, high = load(table, [0], _BYTES), load(table, [_BYTES], _BYTES)
-                    lost = code.hold(
-                        intrinsic(
-                            "llvm.x86.avx512.vpermi2var.qi.512", "int8", _BYTES, low, size, high
-                        ),
-                        "int8",
-                        _BYTES,
-                    )
+                lost = size if table is None else look_up(code, table, size)
                 sums[n] = intrinsic(
                     "llvm.x86.avx512.vpdpbusd.512", "int32", LANES, sums[n], lost, lost
                 )

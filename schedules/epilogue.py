@@ -7,6 +7,7 @@ fused operation where the CPU has it, so every product is fenced.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -139,15 +140,15 @@ class Epilogue:
                 self.pixel(value, y, x, c, lanes)
 
     def finisher(
-        self, stride: tuple[int, int] = (1, 1), offset: tuple[int, int] = (0, 0)
+        self, stride: tuple[int, int] = (1, 1), offsets: Sequence[tuple[int, int]] = ((0, 0),)
     ) -> Finish:
         """Return what ends a tile of a given size: the choice of its pixels' bits.
 
-        The tile's pixels lie ``stride`` apart in the output, the first at ``offset``.
+        The tile's pixels lie in the output as `resq_tvm.schedules.sparse.changed_tiles` says.
         """
 
         def finish(tile: Tile, size: tuple[int, int]) -> None:
-            for chooser in self.choosers.values():
+            for chooser, offset in product(self.choosers.values(), offsets):
                 chooser.finish(tile, size, stride, offset)
 
         return finish if self.choosers else None

@@ -38,8 +38,8 @@ def _emit_phase(ctx: Context, anchor: FloatConv, epilogue: Epilogue, phase: Phas
         return
     sy, sx = anchor.out_stride
     if kernel.sparse is not None:
-        windows = partial(convolution, kernel, phase, 1)
-        lie = ((sy, sx), (phase.oy, phase.ox))
+        windows = partial(convolution, kernel, [phase], 1)
+        lie = ((sy, sx), ((phase.oy, phase.ox),))
         finish = epilogue.finisher(*lie)
         loops: Any = changed_tiles(ctx, rows, columns, 1, 1, windows, *lie, finish)
     else:

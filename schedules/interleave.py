@@ -106,8 +106,8 @@ def _emit_changed(
     blocks = [
         _Block(ctx, epilogue, phase, plan, block, tile, order) for block in ctx.channel_blocks(1)
     ]
-    windows = partial(convolution, ctx.kernel, phase, height)
-    lie = (anchor.out_stride, (phase.oy, phase.ox))
+    windows = partial(convolution, ctx.kernel, [phase], height)
+    lie = (anchor.out_stride, ((phase.oy, phase.ox),))
     finish = epilogue.finisher(*lie)
     ahead = NextTile(ctx, phase, tile, sum(part.block.count for part in blocks))
     with changed_tiles(ctx, *plane, height, width, windows, *lie, finish) as at:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 from tvm import tirx
@@ -42,7 +43,7 @@ def list_tiles(
     size: tuple[int, int],
     windows: Windows,
     stride: tuple[int, int],
-    offset: tuple[int, int],
+    offsets: Sequence[tuple[int, int]],
     full: bool = False,
 ) -> Counts:
     """List the tiles of a plane; return how many changed, and how many are to be reset.
@@ -56,7 +57,7 @@ def list_tiles(
     windows : callable
         Maps the first row, the first column and the columns of a row of tiles to what they depend
         on.
-    stride, offset : tuple of int
+    stride, offsets : tuple of int, sequence of tuple of int
         Where the plane's pixels lie in the output.
     full : bool
         Whether the list ends with several tiles to be read at once.
@@ -88,7 +89,7 @@ def list_tiles(
             # Tiles that stay as they were are marked already.
             with code.when(tirx.NE(active, before)):
                 y, x = overlap(i, tile_y, rows), overlap(j, tile_x, columns)
-                for seen in plain:
+                for seen, offset in product(plain, offsets):
                     _mark_tile(ctx, seen, (y, x), size, stride, offset, active)
         listed.changed(position, active)
         listed.reset(position, used & (active ^ one))

@@ -43,22 +43,29 @@ def elementwise(kernel: FusedKernel, y: Expr, x: Expr, height: int, width: int) 
 
 
 def convolution(
-    kernel: FusedKernel, phase: Phase, height: int, y: Expr, x: Expr, width: int
+    kernel: FusedKernel, phases: Sequence[Phase], height: int, y: Expr, x: Expr, width: int
 ) -> list[Window]:
     """Return the windows of a convolution's tile, those of its epilogue included.
 
-    ``height, y, x, width`` are the tile in the phase's own rows and columns.
+    Parameters
+    ----------
+    kernel : FusedKernel
+    phases : sequence of Phase
+        Whose tile it is; several read the same input pixels.
+    height, y, x, width
+        The tile, in the phases' own rows and columns.
     """
     anchor, sparse = kernel.anchor, kernel.sparse
     assert isinstance(anchor, Conv | FloatConv) and sparse is not None
     seen = [sparse.maps[name] for name in anchor.inputs if name in sparse.maps]
-    found = taps(seen, phase, anchor.in_stride, y, x, height, width)
+    found = taps(seen, phases[0], anchor.in_stride, y, x, height, width)
     sy, sx = anchor.out_stride
     if (sy, sx) == (1, 1):
         return found + elementwise(kernel, y, x, height, width)
-    for i in range(height):
-        row, column = (y + i) * sy + phase.oy, x * sx + phase.ox
-        found += elementwise(kernel, row, column, 1, (width - 1) * sx + 1)
+    for phase in phases:
+        for i in range(height):
+            row, column = (y + i) * sy + phase.oy, x * sx + phase.ox
+            found += elementwise(kernel, row, column, 1, (width - 1) * sx + 1)
     return found
 
 

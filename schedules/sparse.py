@@ -10,7 +10,7 @@ registers are any that are next in the list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -80,7 +80,7 @@ def changed_tiles(
     tile_x: int,
     windows: Windows,
     stride: tuple[int, int] = (1, 1),
-    offset: tuple[int, int] = (0, 0),
+    offsets: Sequence[tuple[int, int]] = ((0, 0),),
     finish: Finish = None,
     together: int = 1,
 ) -> Iterator[Tile]:
@@ -95,8 +95,9 @@ def changed_tiles(
     windows : callable
         Maps the first row, the first column and the columns of a row of tiles to what they depend
         on.
-    stride, offset : tuple of int
-        Where the plane's pixels lie in the output.
+    stride, offsets : tuple of int, sequence of tuple of int
+        Where the plane's pixels lie in the output: ``stride`` apart, the first at an offset; with
+        several offsets a pixel of the plane is as many of the output.
     finish : callable, optional
         Emits what follows when all tiles are done, tile by tile in a second loop: what has just
         been stored in small pieces cannot be loaded in large ones without a stall.
@@ -110,7 +111,7 @@ def changed_tiles(
     if together > 1:
         changed, reset = list_pixels(ctx, windows)
     else:
-        changed, reset = list_tiles(ctx, plane, size, windows, stride, offset, finished > 1)
+        changed, reset = list_tiles(ctx, plane, size, windows, stride, offsets, finished > 1)
     resting = rests_at_zero(ctx.kernel, ctx.kernel.sparse.differences)
     walk = partial(_walk, ctx, (changed, None if resting else reset), plane, size)
     with walk(together) as tile:
@@ -120,7 +121,8 @@ def changed_tiles(
             finish(tile, (1, len(tile.pixels)) if tile.pixels else size)
     if resting:
         with _walk(ctx, (None, reset), plane, size, 1, parallel=False) as tile:
-            _clear(ctx, tile, size, stride, offset)
+            for offset in offsets:
+                _clear(ctx, tile, size, stride, offset)
 
 
 def _finished(ctx: Context, plane: tuple[int, int], size: tuple[int, int]) -> int:

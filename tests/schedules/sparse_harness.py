@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -35,36 +36,50 @@ INDEX, KERNELS = 1, 3  # the kernel's row of the counts, and how many rows there
 _POISON = 13
 
 
-def tiles_of(kernel: FusedKernel, decision: Decision) -> list[tuple[slice, slice]]:
-    """Return the output pixels of every tile, in the order of the kernel's tiles."""
+def tiles_of(kernel: FusedKernel, decision: Decision) -> list[NDArray[np.bool_]]:
+    """Return the output pixels of every tile, (h, w), in the order of the kernel's tiles."""
     anchor = kernel.anchor
     if not isinstance(anchor, Conv | FloatConv):
-        return _cover(kernel.h, kernel.w, (1, RUN), (1, 1), (0, 0))
+        return _cover(kernel, (kernel.h, kernel.w), (1, RUN), (1, 1), [(0, 0)])
     registers = isinstance(anchor, Conv) and not decision.gather
     size = (
         decision.tile_y if registers and decision.method != "taps" else 1,
         decision.tile_x if registers else 1,
     )
-    (sy, sx), tiles = anchor.out_stride, []
+    (sy, sx) = anchor.out_stride
+    # Phases of a dense convolution that read the same pixels have their tiles together.
+    together = isinstance(anchor, Conv) and not anchor.depthwise
+    groups: dict[Any, list[tuple[int, int]]] = {}
     for phase in anchor.phases:
-        rows, columns = -(-(kernel.h - phase.oy) // sy), -(-(kernel.w - phase.ox) // sx)
-        if rows > 0 and columns > 0:
-            tiles += _cover(rows, columns, size, (sy, sx), (phase.oy, phase.ox))
-    return tiles
+        plane = -(-(kernel.h - phase.oy) // sy), -(-(kernel.w - phase.ox) // sx)
+        if min(plane) > 0:
+            read = frozenset(t[2:] for t in phase.taps) if together else (phase.oy, phase.ox)
+            groups.setdefault((plane, read), []).append((phase.oy, phase.ox))
+    return [
+        tile
+        for (plane, _), offsets in groups.items()
+        for tile in _cover(kernel, plane, size, (sy, sx), offsets)
+    ]
 
 
 def _cover(
-    rows: int, columns: int, size: tuple[int, int], stride: tuple[int, int], at: tuple[int, int]
-) -> list[tuple[slice, slice]]:
+    kernel: FusedKernel,
+    plane: tuple[int, int],
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    offsets: Sequence[tuple[int, int]],
+) -> list[NDArray[np.bool_]]:
     axes = []
-    for axis, extent in enumerate((rows, columns)):
-        length = min(size[axis], extent)
-        starts = [min(i, extent - length) for i in range(0, extent, length)]
-        step, first = stride[axis], at[axis]
-        axes.append(
-            [slice(s * step + first, (s + length - 1) * step + first + 1, step) for s in starts]
-        )
-    return [(y, x) for y in axes[0] for x in axes[1]]
+    for extent, most in zip(plane, size, strict=True):
+        length = min(most, extent)
+        axes.append([min(i, extent - length) + np.arange(length) for i in range(0, extent, length)])
+    tiles = []
+    for rows, columns in product(*axes):
+        mask = np.zeros((kernel.h, kernel.w), bool)
+        for oy, ox in offsets:
+            mask[np.ix_(rows * stride[0] + oy, columns * stride[1] + ox)] = True
+        tiles.append(mask)
+    return tiles
 
 
 @dataclass
@@ -111,7 +126,7 @@ class Stream:
         # two tiles have can keep what it had, when only the second one is computed.
         count = np.zeros((kernel.h, kernel.w), int)
         for tile in self.tiles:
-            count[tile] += 1
+            count += tile
         assert (count > 0).all()
         self.own = count == 1
         self.rest: dict[str, Array] = {}
@@ -143,7 +158,7 @@ class Stream:
         mask = np.zeros((self.kernel.h, self.kernel.w), bool)
         for tile, flag in zip(self.tiles, chosen, strict=True):
             if flag:
-                mask[tile] = True
+                mask |= tile
         return mask
 
     def keyframe(self, rest: dict[str, Array]) -> None:
