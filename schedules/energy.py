@@ -92,7 +92,7 @@ class Energy:
         self.ctx, self.code, self.spec, self.candidates = ctx, ctx.code, spec, candidates
         self.bytes = ctx.target.isa == "avx512-vnni"
         self.shared = 1  # pixels per vector
-        if self.bytes and contiguous and spec.c_phys in (8, 16, 32):
+        if self.bytes and contiguous and spec.c_phys in (4, 8, 16, 32):
             self.shared = BYTES // spec.c_phys
         if self.bytes:
             self.tables = [

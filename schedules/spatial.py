@@ -82,7 +82,8 @@ def over_packs(
             emit_gate(ctx, epilogue)
         width = min(_RUN, kernel.w)
         windows = _windows(kernel, depends)
-        with changed_tiles(ctx, kernel.h, kernel.w, 1, width, windows) as tile:
+        finish = epilogue.finisher()
+        with changed_tiles(ctx, kernel.h, kernel.w, 1, width, windows, finish=finish) as tile:
             with code.loop(ceil_div(width, PACK), "j") as j:
                 epilogue.channels(0, LANES)
                 x = tile.x + overlap(j, PACK, width)
