@@ -10,8 +10,9 @@ every core: integers decide.
 First residual frames whatever they cost, on a stretch of the clip (``--frames``, the whole clip by
 default): this tells what the programs take on the board. By these costs sessions then decide with
 their guard, and with outputs that are repeated (``--repeat SHARE``): the last of these sessions is
-counted on the same stretch, too. Rows "by costs" are of the whole clip: a session on this machine
-decides by the board's costs, and each frame counts as what its program took on the stretch.
+counted on the same stretch, too. ``--every N`` takes one of N periods of the stretch: residual
+frames need nothing of the periods before. Rows "by costs" are of the whole clip: a session on this
+machine decides by the board's costs, and each frame counts as what its program took on the stretch.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ parser.add_argument("--core", nargs="+", default=["cortex-a53", "cortex-a72", "c
 parser.add_argument("--scale", type=float, default=1.0, help="factor on thresholds")
 parser.add_argument("--repeat", type=float, help="share up to which outputs are repeated")
 parser.add_argument("--frames", default="0:", help="A:B of the case's frames are emulated")
+parser.add_argument("--every", type=int, default=1, help="emulate one of so many periods")
 parser.add_argument("--keep", type=Path, help="folder to keep artifacts in, and to find them")
 parser.add_argument("--json", type=Path)
 parser.add_argument("--record", action="store_true", help="write into docs/figures.md")
@@ -113,7 +115,10 @@ def measure(made: Made, core: str, args: argparse.Namespace) -> list[dict[str, A
     )
 
     begin, end = (int(text) if text else None for text in args.frames.split(":"))
-    stretch, period = made.frames[begin:end], made.case.period
+    period = made.case.period
+    stretch = [
+        frame for n, frame in enumerate(made.frames[begin:end]) if n // period % args.every == 0
+    ]
     plain = simulate(made.artifact("plain", core), frames=stretch[:2], keyframes=2).keyframe
     path = made.artifact("dynamic", core)
     options = {"period": period, "threshold_scale": args.scale}

@@ -5,7 +5,8 @@
 `espnet_camvid.onnx` on the labelled drive (camvid/val, T = 3, calibrated on the first 30 frames),
 from compiled artifacts: frame quantization, holding the keyframe, static ResQ, and the dynamic
 scheme at several tau, its residuals as they are and in sessions with their guard. One dynamic
-artifact serves all of them: thresholds are parameters.
+artifact serves all of them: thresholds are parameters. ``--budget`` adds thresholds that are fitted
+value by value on those first frames and their labels, for milliseconds.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ parser.add_argument("--scheme", default="W8A8->W8A{0,4,8}")
 parser.add_argument(
     "--tau", type=float, nargs="+", default=[3e-5, 3e-4, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 )
+parser.add_argument("--budget", nargs="*", default=[], help="budgets of error to fit, too")
 parser.add_argument("--frames", type=int, default=101)
 parser.add_argument("--keep", type=Path, default=Path("pareto-artifacts"), help="folder")
 parser.add_argument("--plot", type=Path, default=Path("docs/pareto_espnet.png"))
@@ -39,12 +41,14 @@ import resq_tvm as resq  # noqa: E402
 from benchmarks.networks import DATA, SOURCES, workload  # noqa: E402
 from benchmarks.record import record  # noqa: E402
 from resq_tvm import bops  # noqa: E402
-from resq_tvm.accuracy import against_labels, plain  # noqa: E402
+from resq_tvm.accuracy import against_labels, plain, read_labels  # noqa: E402
 from resq_tvm.artifact import Artifact  # noqa: E402
 from resq_tvm.bitmaps import BitSession  # noqa: E402
 from resq_tvm.device import fingerprint  # noqa: E402
 from resq_tvm.evaluate.judge import hold  # noqa: E402
+from resq_tvm.evaluate.measures import label_error  # noqa: E402
 from resq_tvm.keyframes import KeyframePolicy  # noqa: E402
+from resq_tvm.latency import layer_cost  # noqa: E402
 from resq_tvm.processing.config import load_processing  # noqa: E402
 from resq_tvm.processing.postprocess import interpret  # noqa: E402
 from resq_tvm.programs import Programs  # noqa: E402
@@ -55,6 +59,7 @@ PERIOD = 3
 FITTED = 30
 STATIC = ("W8A8->W8A8", "W8A8->W8A6", "W8A8->W8A4", "W8A8->W4A4")
 FRAME = ("W8A8", "W8A6", "W8A4")
+LABELS = DATA / "camvid/valannot"
 PROCESSING = load_processing(SOURCES["espnet"].processing)
 
 
@@ -69,6 +74,31 @@ def built(scheme: str, net: Any, frames: list[Any]) -> tuple[QuantizedNetwork, A
     qnet = resq.calibrate(net, [frames[:FITTED]], scheme, period=max(period, 2))
     qnet.save(qnet_folder)
     return qnet, resq.compile(qnet, output=folder, processing=PROCESSING)
+
+
+def fitted(
+    budget: str, qnet: QuantizedNetwork, artifact: Artifact, frames: list[Any]
+) -> tuple[QuantizedNetwork, Artifact]:
+    """Fit thresholds to a budget and compile, or take what an earlier run kept."""
+    name = "".join(c if c.isalnum() else "_" for c in f"{qnet.scheme} {budget}")
+    folder, qnet_folder = args.keep / f"{name}.resq", args.keep / f"{name}.qnet"
+    if folder.is_dir() and qnet_folder.is_dir():
+        return QuantizedNetwork.load(qnet_folder), Artifact.load(folder)
+    print(f"fitting {budget}", flush=True)
+    layouts = [output.layout for output in artifact.manifest.outputs]
+    found, report = resq.fit_thresholds(
+        qnet,
+        [frames],
+        error=label_error(PROCESSING.task, read_labels(LABELS)[: len(frames)], layouts),
+        budget=budget,
+        cost=layer_cost(qnet, threads=1),
+        period=PERIOD,
+        artifact=artifact,
+        progress=lambda line: print(line, flush=True),
+    )
+    print(report, flush=True)
+    found.save(qnet_folder)
+    return found, resq.compile(found, output=folder, processing=PROCESSING)
 
 
 def run(
@@ -150,7 +180,7 @@ def measure() -> list[dict[str, Any]]:
 
     for scheme in FRAME:
         qnet, artifact = built(scheme, net, load.frames)
-        reference = reference or against_labels(DATA / "camvid/valannot", artifact.manifest)
+        reference = reference or against_labels(LABELS, artifact.manifest)
         maps, ms, _ = run(artifact, load.frames)
         cost = bops.count(qnet.module, 1).bops_keyframe / 1e9
         add("frame", scheme, maps, cost, ms)
@@ -173,6 +203,12 @@ def measure() -> list[dict[str, Any]]:
         residuals = kinds["residual"] / kinds.total()
         cost = residuals * report.bops_residual + (1 - residuals) * report.bops_keyframe
         add("guarded", f"tau {tau:g}", maps, cost / 1e9, ms, tau=tau, residuals=residuals)
+    for budget in args.budget:
+        ours = fitted(budget, qnet, artifact, load.frames[:FITTED])
+        maps, ms, _ = run(ours[1], load.frames)
+        bits, tiles = mean_bits(*ours, load.frames, 1.0)
+        cost = bops.count(ours[0].module, PERIOD, bits).bops_amortized / 1e9
+        add("fitted", budget, maps, cost, ms, tiles=tiles)
     return points
 
 
@@ -184,7 +220,14 @@ def plot(points: list[dict[str, Any]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    styles = {"frame": "s", "hold": "x", "static": "^", "dynamic": "o-", "guarded": "d:"}
+    styles = {
+        "frame": "s",
+        "hold": "x",
+        "static": "^",
+        "dynamic": "o-",
+        "guarded": "d:",
+        "fitted": "*-",
+    }
     for axis, key, name in (
         (axes[0], "gbops", "GBOPs per frame"),
         (axes[1], "ms", "ms per frame, 1 thread"),
@@ -217,8 +260,10 @@ def main() -> None:
             "| tiles computed |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
+        before = {kind: f"{kind}, " for kind in ("dynamic", "guarded", "fitted")} | {
+            "frame": "frame "
+        }
         for p in points:
-            before = {"dynamic": "dynamic, ", "guarded": "guarded, ", "frame": "frame "}
             label = before.get(p["kind"], "") + p["label"]
             share = f"{100 * p['tiles']:.0f} %" if "tiles" in p else ""
             lines.append(
