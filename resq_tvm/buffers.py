@@ -117,9 +117,13 @@ def _view(tensor: Any) -> NDArray[np.float32]:
 
 def _copy(destination: NDArray[np.float32], source: NDArray[np.float32]) -> None:
     """Copy an array whose channels come last, whatever their order in memory."""
-    if source.ndim == 4 and source.strides[3] > source.strides[2] and source.shape[3] <= 4:
-        for c in range(source.shape[3]):  # plane by plane takes a quarter of the time
-            destination[..., c] = source[..., c]
+    planes = source.ndim == 4 and source.strides[3] > source.strides[2]
+    if planes and 1 < source.shape[3] <= 4:
+        import cv2
+
+        # A quarter of the time of a plain copy, which jumps from plane to plane, or less.
+        for picture, own in zip(source, destination, strict=True):
+            cv2.merge([picture[..., c] for c in range(source.shape[3])], dst=own)
     else:
         np.copyto(destination, source)
 

@@ -36,6 +36,9 @@ class Decision:
     gather : bool
         Whether a kernel that leaves out tiles gathers pixels that changed, wherever they are, until
         they fill one.
+    coarse : str
+        The method of tiles whose pixels all have few bits (`resq_tvm.schedules.spec.Coarse`), where
+        it pays to have another; else empty.
     """
 
     rule: str
@@ -47,13 +50,16 @@ class Decision:
     parallel: bool = True
     prefetch: int = 0
     gather: bool = False
+    coarse: str = ""
 
     def __str__(self) -> str:
         tile = f"{self.tile_y}x{self.tile_x}x{self.tile_o}"
         inner = " inner-o" if self.inner_o else ""
         ahead = f" prefetch-{self.prefetch}" if self.prefetch else ""
         gathered = " gathered" if self.gather else ""
-        return f"{self.rule} {tile}{gathered}{inner}{ahead}{' parallel' if self.parallel else ''}"
+        few = f" few-bits-{self.coarse}" if self.coarse else ""
+        parallel = " parallel" if self.parallel else ""
+        return f"{self.rule} {tile}{gathered}{inner}{ahead}{few}{parallel}"
 
     def difference(self, other: Decision) -> str:
         """Return what ``other`` decides otherwise, such as ``tile_x 4 -> 8``."""

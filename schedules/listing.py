@@ -301,8 +301,8 @@ def mark(ctx: Context, seen: TensorSpec, y: Expr, x: Expr, width: int, value: Ex
     ctx.code.store(ctx.buffer(seen.name), [0, y, 0, x], spread, width)
 
 
-def any_changed(ctx: Context, windows: Sequence[Window]) -> Expr:
-    """Return 1 if any pixel of the windows changed, else 0."""
+def any_changed(ctx: Context, windows: Sequence[Window], mask: int = 0xFF) -> Expr:
+    """Return 1 if any pixel of the windows changed (has a bit of ``mask`` in its map), else 0."""
     code = ctx.code
     seen: Any = None
     for window in windows:
@@ -310,6 +310,8 @@ def any_changed(ctx: Context, windows: Sequence[Window]) -> Expr:
             seen = value if seen is None else seen | value
     if seen is None:
         return tirx.const(0, "int32")
+    if mask != 0xFF:
+        seen = seen & tirx.const(mask * 0x0101010101010101, "int64")
     return cast(tirx.NE(seen, tirx.const(0, "int64")), "int32", 1)
 
 

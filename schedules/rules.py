@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from resq_tvm.schedules.arm.schemes import choose
+from resq_tvm.schedules.arm.schemes import choose, coarse
 from resq_tvm.schedules.decision import Decision
 from resq_tvm.schedules.listing import RUN
 from resq_tvm.schedules.npu.rules import decide_npu
@@ -121,7 +121,8 @@ def arm(kernel: FusedKernel, target: Target) -> Decision | None:
     tile_x = min(_ARM_PIXELS, columns)
     tile_y = 1 if tile_x > 2 else min(rows, _ARM_PIXELS // tile_x)
     inner = anchor.weight.size <= _SMALL_WEIGHT
-    return Decision(rule, scheme, tile_y, tile_x, inner_o=inner)
+    few = coarse(kernel, target, scheme)
+    return Decision(rule, scheme, tile_y, tile_x, inner_o=inner, coarse=few)
 
 
 def dot(kernel: FusedKernel, target: Target) -> Decision | None:

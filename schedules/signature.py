@@ -49,8 +49,9 @@ def signature(kernel: FusedKernel) -> str:
         return item
 
     anchor = {"kind": type(kernel.anchor).__name__, **value(kernel.anchor)}
-    if anchor.get("limits") is None:  # of targets that do not ask
-        anchor.pop("limits", None)
+    for name in ("limits", "coarse"):
+        if anchor.get(name) is None:  # of targets that do not ask
+            anchor.pop(name, None)
     nodes = [
         [n.op, list(n.args), names.get(n.name, ""), n.limit if n.op == "quantize" else 0]
         for n in kernel.nodes

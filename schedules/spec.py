@@ -32,6 +32,7 @@ __all__ = [
     "BUDGET_BLOCK",
     "Anchor",
     "Choice",
+    "Coarse",
     "CodeFormat",
     "Conv",
     "FloatConv",
@@ -92,6 +93,19 @@ class Phase:
     taps: tuple[tuple[int, int, int, int], ...]
 
 
+@dataclass(frozen=True)
+class Coarse:
+    """What the codes of pixels are that got fewer bits than the most of their pool.
+
+    Where no byte of the inputs' maps has a bit of ``mask``, all codes are multiples of
+    ``2**shift``, at most ``limit`` times that.
+    """
+
+    mask: int
+    shift: int
+    limit: int
+
+
 @dataclass(frozen=True, eq=False)
 class Conv:
     """Integer convolution of codes, accumulated in int32.
@@ -103,7 +117,8 @@ class Conv:
     grouped convolutions I is per group).
 
     ``limits`` are the largest magnitudes that a code and a weight of this precision can have, where
-    the target's kernels depend on them; None elsewhere.
+    the target's kernels depend on them; None elsewhere. ``coarse`` likewise says what pixels of few
+    bits are.
     """
 
     inputs: tuple[str, ...]
@@ -113,6 +128,7 @@ class Conv:
     out_stride: tuple[int, int]
     groups: int = 1
     limits: tuple[int, int] | None = None
+    coarse: Coarse | None = None
 
     @property
     def depthwise(self) -> bool:

@@ -12,8 +12,9 @@ pointer per pixel; after every ``stretch`` rounds the offset jumps to the next r
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tvm import tirx
@@ -96,6 +97,40 @@ def weave(products: Lines, others: Lines, first: int = 0, until: int | None = No
     for i, product in enumerate(products):
         woven += [product, *places.get(i, [])]
     return woven
+
+
+def shifted(loop: Loop, shift: int) -> Loop:
+    """Return a loop that shifts activations right as they come.
+
+    As late as possible after the load, which takes a while, and before what follows it reads them.
+    """
+    if not shift:
+        return loop
+
+    def changed(lines: Lines) -> Lines:
+        found: Lines = []
+        waiting: list[str] = []  # registers that are still to be shifted, oldest first
+        for line in lines:
+            used = [r for r in waiting if re.search(rf"\b{r}\b", line)]
+            found += [_shift(r, shift) for r in used]
+            waiting = [r for r in waiting if r not in used]
+            found.append(line)
+            if (
+                pixel := re.fullmatch(r"ldr q(\d+), \[\{p\d+(?:x\d+)?\}, \{off\}\]", line)
+            ) is not None:
+                waiting.append(f"v{pixel[1]}")
+        return found + [_shift(r, shift) for r in waiting]
+
+    return replace(
+        loop,
+        start=changed(loop.start),
+        rounds=tuple(map(changed, loop.rounds)),
+        last=tuple(map(changed, loop.last)),
+    )
+
+
+def _shift(name: str, shift: int) -> str:
+    return f"sshr {name}.16b, {name}.16b, #{shift}"
 
 
 def _text(loop: Loop) -> Lines:

@@ -1,27 +1,20 @@
-"""The reduction of a convolution's tile in a scheme's accumulators."""
+"""The reduction of a convolution's tile on ARM, by way of memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from tvm import tirx
 
-from resq_tvm.errors import CompileError
-from resq_tvm.schedules.arm.assembly import call, routine
 from resq_tvm.schedules.arm.depth import limits_of
-from resq_tvm.schedules.arm.loops import LOOPS, PIXELS
-from resq_tvm.schedules.arm.panels import emit_weights
-from resq_tvm.schedules.arm.runs import CHUNK, Run, reduction_of
-from resq_tvm.schedules.arm.scheme import Scheme
-from resq_tvm.schedules.arm.schemes import SCHEMES
-from resq_tvm.schedules.arm.steps import Steps, Weight
-from resq_tvm.schedules.code import Expr, constant, load, reinterpret, splat
-from resq_tvm.schedules.context import LANES, ChannelBlock, Context, block_outputs, ceil_div
+from resq_tvm.schedules.arm.sums import Sums
+from resq_tvm.schedules.code import Expr, constant
+from resq_tvm.schedules.context import LANES, ChannelBlock, Context
+from resq_tvm.schedules.listing import any_changed
+from resq_tvm.schedules.reach import taps
 from resq_tvm.schedules.spec import Conv, Phase
-
-Rounds = Callable[[Expr, int, Expr], None]  # first chunk, how many rounds, first channel
 
 
 class ArmCore:
@@ -30,7 +23,8 @@ class ArmCore:
     Parameters
     ----------
     ctx : Context
-        ``ctx.decision.method`` names the scheme.
+        ``ctx.decision.method`` names the scheme, ``ctx.decision.coarse`` that of tiles whose pixels
+        all have few bits.
     phase : Phase
     block : ChannelBlock
         Of one vector of 16 outputs.
@@ -43,30 +37,23 @@ class ArmCore:
     Raises
     ------
     CompileError
-        If the scheme cannot hold this kernel's sums.
+        If a scheme cannot hold this kernel's sums.
     """
 
     in_memory = True
 
     def __init__(self, ctx: Context, phase: Phase, block: ChannelBlock) -> None:
         anchor = ctx.kernel.anchor
-        assert isinstance(anchor, Conv) and len(block.lanes) == 1
-        self.ctx, self.code, self.anchor, self.block = ctx, ctx.code, anchor, block
-        self.reduction = reduction_of(ctx.kernel, phase)
-        kind = SCHEMES[ctx.decision.method]
-        window = kind.prove(self.reduction, limits_of(anchor))
-        if window is None:
-            raise CompileError(
-                f"kernel {ctx.kernel.name}: scheme {kind.name} cannot hold the sums of its "
-                "weights; let the rules choose"
-            )
-        self.scheme: Scheme = kind(window)
-        outputs = kind.outputs
-        self.blocks = ceil_div(block.lanes[0], outputs)  # per vector of 16 outputs
-        chosen = block_outputs(self.reduction.chunked(), ctx, block)
-        packed = self.scheme.pack(chosen.reshape(-1, outputs, *chosen.shape[1:]))
-        self.weight = emit_weights(ctx, packed)
-        self.block_bytes = packed[0].size
+        assert isinstance(anchor, Conv)
+        self.ctx, self.code, self.anchor, self.phase = ctx, ctx.code, anchor, phase
+        made = partial(Sums, ctx, phase, block)
+        limits = limits_of(anchor)
+        self.usual = made(ctx.decision.method, limits)
+        self.coarse: Sums | None = None
+        if ctx.decision.coarse:
+            assert anchor.coarse is not None
+            few, shift = (anchor.coarse.limit, limits[1]), anchor.coarse.shift
+            self.coarse = made(ctx.decision.coarse, few, shift, self.usual)
 
     def reduce(
         self, o: Expr, y0: Expr, x0: Expr, pixels: list[tuple[int, int]], changed: Expr | None
@@ -81,161 +68,21 @@ class ArmCore:
             for n in range(len(pixels)):
                 code.store(spill, [n * LANES], constant(0, "int32", LANES), LANES)
         with nullcontext() if changed is None else code.when(changed):
-            with code.loop(self.blocks, "q") as q:
-                self._block(o, q, y0, x0, pixels, spill)
+            if self.coarse is None:
+                self.usual.tile(o, y0, x0, pixels, spill)
+            else:
+                fine = code.bind(self._is_fine(y0, x0, pixels), "fine")
+                with code.when(tirx.NE(fine, tirx.const(0, "int32"))):
+                    self.usual.tile(o, y0, x0, pixels, spill)
+                with code.when(tirx.EQ(fine, tirx.const(0, "int32"))):
+                    self.coarse.tile(o, y0, x0, pixels, spill)
         return [spill]
 
-    def _block(
-        self, o: Expr, q: Expr, y0: Expr, x0: Expr, pixels: list[tuple[int, int]], spill: Any
-    ) -> None:
-        code, scheme = self.code, self.scheme
-        level = scheme.window.level
-        # Schemes that take pixels in pairs compute the last one twice.
-        missing = -len(pixels) % scheme.pixels
-        padded = [*pixels, *pixels[len(pixels) - missing :]] if missing else pixels
-        state = scheme.start(code, len(padded))
-        for run in self.reduction.runs:
-            with code.loop(run.rows, "ky") as a:
-                with code.loop(run.columns, "kx") as b:
-                    self._run(run, a, b, (o, q), (y0, x0), padded, state)
-                    if level == "run":
-                        scheme.flush(code, state)
-                if level == "row":
-                    scheme.flush(code, state)
-        target = spill
-        if missing:
-            target = code.allocate(LANES * len(padded), "int32", "spill")
-        first = q * scheme.outputs
-        scheme.finish(code, state, target, first)
-        if missing:
-            for n in range(len(pixels)):
-                for i in range(0, scheme.outputs, 4):
-                    at = [first + (n * LANES + i)]
-                    code.store(spill, at, load(target, at, 4), 4)
-
-    def _run(
-        self,
-        run: Run,
-        a: Expr,
-        b: Expr,
-        block: tuple[Expr, Expr],
-        origin: tuple[Expr, Expr],
-        pixels: list[tuple[int, int]],
-        state: Any,
-    ) -> None:
-        code, scheme = self.code, self.scheme
-        spec = self.ctx.kernel.tensor(run.input)
-        buffer = self.ctx.buffer(run.input)
-        sy, sx = self.anchor.in_stride
-        top = origin[0] * sy + (a * run.step_y + run.dy + spec.halo[0])
-        left = origin[1] * sx + (b * run.step_x + run.dx + spec.halo[1])
-        channel = self._group_offset(block[0])
-        first = (a * run.columns + b) * run.units + run.first
-
-        def activations(chunk: Expr, size: int, offset: Expr) -> list[Expr]:
-            row = _quotient(chunk, run.stretch, run.chunks) if run.chunks > run.stretch else 0
-            y, c = top + row * run.step_y, offset - row * (run.stretch * CHUNK)
-            if not isinstance(row, int):
-                y, c = code.bind(y, "y"), code.bind(c, "c")
-            at = [[0, y + i * sy, left + j * sx, c] for i, j in pixels]
-            return [_activation(buffer, index, size) for index in at]
-
-        def weight(chunk: Expr, vector: int) -> Expr:
-            at = ((first + chunk) * scheme.vectors + vector) * CHUNK
-            number = block[0] * (LANES // scheme.outputs) + block[1]
-            return load(self.weight, [number * self.block_bytes + at], CHUNK)
-
-        steps = Steps(code, scheme, state, activations, weight)
-        emit: Rounds = steps.ahead if self.ctx.target.in_order else steps.plain
-        window = between = scheme.window.chunks if scheme.window.level == "chunks" else 0
-        own = scheme.name in LOOPS and len(pixels) == PIXELS and run.stretch % scheme.unit == 0
-        if self.ctx.target.in_order and own:
-            emit = self._loop(run, (top, left), pixels, state, weight)
-            if scheme.separates:  # by itself, after every window
-                between = 0
-        done = run.chunks // scheme.unit * scheme.unit
-        if between:
-            with code.loop(run.chunks // between, "w") as n:
-                emit(n * between, between // scheme.unit, channel)
-                scheme.flush(code, state)
-            done = run.chunks // between * between
-        else:
-            emit(0, run.chunks // scheme.unit, channel)
-        offset = done * CHUNK
-        sizes = [CHUNK] * (run.chunks - done) + list(run.tails)
-        for n, size in enumerate(sizes):
-            steps.single(done + n, size, channel + offset)
-            offset += size
-            if window and ((n + 1) % window == 0 or n + 1 == len(sizes)):
-                scheme.flush(code, state)
-
-    def _loop(
-        self,
-        run: Run,
-        origin: tuple[Expr, Expr],
-        pixels: list[tuple[int, int]],
-        state: Any,
-        weight: Weight,
-    ) -> Rounds:
-        """Return what emits rounds as an assembly loop."""
-        code, scheme = self.code, self.scheme
-        spec = self.ctx.kernel.tensor(run.input)
-        buffer = self.ctx.buffer(run.input)
-        sy, sx = self.anchor.in_stride
-        below = run.step_y * spec.shape[2] * spec.shape[3]  # bytes from a row of runs to the next
-        accumulators = scheme.accumulators(state)
-        made = routine(
-            LOOPS[scheme.name](scheme.window), [str(a.dtype) for a in accumulators], len(pixels)
-        )
-
-        def emit(start: Expr, count: int, channel: Expr) -> None:
-            if not count:
-                return
-            row = _quotient(start, run.stretch, run.chunks)
-            within = start - row * run.stretch
-            places = [
-                load(buffer, [0, origin[0] + i * sy, origin[1] + j * sx, channel + u * CHUNK], 1)
-                for u in range(scheme.unit)
-                for i, j in pixels
-            ]
-            rounds = run.stretch // scheme.unit
-            numbers = [
-                count,
-                row * below + within * CHUNK,
-                rounds - within // scheme.unit
-                if isinstance(within, int)
-                else rounds - tirx.floordiv(within, scheme.unit),
-                rounds,
-                scheme.unit * CHUNK,
-                below - (run.stretch - scheme.unit) * CHUNK,
-            ]
-            call(code, made, accumulators, weight(start, 0), places, numbers)
-
-        return emit
-
-    def _group_offset(self, o: Expr) -> Expr:
-        """First input channel of the group that a vector of outputs lies in."""
-        if self.anchor.groups == 1:
-            return 0
-        outputs = self.anchor.weight.shape[0] // self.anchor.groups // LANES
-        return (o + self.block.start) // outputs * self.anchor.weight.shape[3]
-
-
-def _quotient(value: Expr, divisor: int, limit: int) -> Expr:
-    """Return ``value // divisor`` for ``0 <= value <= limit`` without a division."""
-    if isinstance(value, int):
-        return value // divisor
-    shift = 16
-    factor = (1 << shift) // divisor + 1
-    if any(v * factor >> shift != v // divisor for v in range(limit + 1)):
-        return tirx.floordiv(value, divisor)
-    return (value * factor) >> tirx.const(shift, "int32")
-
-
-def _activation(buffer: Any, index: list[Expr], size: int) -> Expr:
-    """Load a chunk; a short one is repeated, since its other bytes meet weights of zero."""
-    if size == CHUNK:
-        return load(buffer, index, CHUNK)
-    dtype = f"int{8 * size}"
-    whole = reinterpret(load(buffer, index, size), dtype, 1)
-    return reinterpret(splat(whole, CHUNK // size), "int8", CHUNK)
+    def _is_fine(self, y0: Expr, x0: Expr, pixels: list[tuple[int, int]]) -> Expr:
+        """Return 1 if a pixel that the tile reads has the most bits of its pool, else 0."""
+        sparse = self.ctx.kernel.sparse
+        assert sparse is not None and self.anchor.coarse is not None
+        seen = [sparse.maps[name] for name in self.anchor.inputs]
+        height, width = (1 + max(p[axis] for p in pixels) for axis in (0, 1))
+        windows = taps(seen, self.phase, self.anchor.in_stride, y0, x0, height, width)
+        return any_changed(self.ctx, windows, self.anchor.coarse.mask)

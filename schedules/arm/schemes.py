@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from resq_tvm.schedules.arm.deep import Deep
 from resq_tvm.schedules.arm.depth import Window, limits_of
 from resq_tvm.schedules.arm.nibble import Nibble
@@ -113,3 +115,23 @@ def choose(kernel: FusedKernel, target: Target, wanted: str | None = None) -> tu
         if name in SCHEMES and all(a <= b for a, b in zip(limits, SCHEMES[name].bits, strict=True)):
             overflowing.append(name)
     raise AssertionError("the last scheme of every core applies to every kernel")
+
+
+def coarse(kernel: FusedKernel, target: Target, usual: str) -> str:
+    """Return the scheme that pays for tiles whose pixels have few bits; empty if ``usual`` does.
+
+    Parameters
+    ----------
+    kernel : FusedKernel
+        With a dense or grouped `Conv`.
+    target : Target
+    usual : str
+        The scheme of all other tiles.
+    """
+    anchor = kernel.anchor
+    assert isinstance(anchor, Conv)
+    if kernel.sparse is None or anchor.coarse is None or usual not in SCHEMES:
+        return ""
+    limits = anchor.coarse.limit, limits_of(anchor)[1]
+    found, _ = choose(replace(kernel, anchor=replace(anchor, limits=limits)), target)
+    return found if found in SCHEMES and found != usual else ""

@@ -61,6 +61,7 @@ def on(core: str, folder: Path, program: str = "resq-run") -> list[object]:
         ("pairwise", "cortex-a53"),
         ("recurrent", "cortex-a72"),
         ("dynamic", "cortex-a72"),
+        ("dynamic", "cortex-a53"),  # with tiles of few bits
     ],
 )
 def test_outputs_are_those_of_the_artifact_for_this_machine(
