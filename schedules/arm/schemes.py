@@ -43,6 +43,7 @@ PREFERRED = {
 
 _PLAIN = ("smlal", "smull")  # take half a chunk in half the time
 _LANES = 16
+_FEW_OUTPUTS = 4  # to look at a tile's bits takes longer than so few outputs win by them
 
 
 def proofs(kernel: FusedKernel, name: str) -> list[Window] | None:
@@ -131,6 +132,8 @@ def coarse(kernel: FusedKernel, target: Target, usual: str) -> str:
     anchor = kernel.anchor
     assert isinstance(anchor, Conv)
     if kernel.sparse is None or anchor.coarse is None or usual not in SCHEMES:
+        return ""
+    if kernel.c <= _FEW_OUTPUTS:
         return ""
     limits = anchor.coarse.limit, limits_of(anchor)[1]
     found, _ = choose(replace(kernel, anchor=replace(anchor, limits=limits)), target)
