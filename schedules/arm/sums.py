@@ -79,7 +79,7 @@ class Sums:
         chosen = block_outputs(self.reduction.chunked(), ctx, block)
         self.packed = self.scheme.pack(chosen.reshape(-1, outputs, *chosen.shape[1:]))
         same = other is not None and np.array_equal(self.packed, other.packed)
-        self.weight = other.weight if other and same else emit_weights(ctx, self.packed)
+        self.weight: Any = other.weight if other and same else emit_weights(ctx, self.packed)
         self.block_bytes = self.packed[0].size
 
     def tile(self, o: Expr, y0: Expr, x0: Expr, pixels: list[tuple[int, int]], spill: Any) -> None:
