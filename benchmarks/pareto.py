@@ -6,7 +6,8 @@
 from compiled artifacts: frame quantization, holding the keyframe, static ResQ, and the dynamic
 scheme at several tau, its residuals as they are and in sessions with their guard. One dynamic
 artifact serves all of them: thresholds are parameters. ``--budget`` adds thresholds that are fitted
-value by value on those first frames and their labels, for milliseconds.
+value by value on those first frames and their labels, for milliseconds; ``--scales`` shows
+multiples of them, too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ parser.add_argument(
     "--tau", type=float, nargs="+", default=[3e-5, 3e-4, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 )
 parser.add_argument("--budget", nargs="*", default=[], help="budgets of error to fit, too")
+parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="of fitted thresholds")
 parser.add_argument("--frames", type=int, default=101)
 parser.add_argument("--keep", type=Path, default=Path("pareto-artifacts"), help="folder")
 parser.add_argument("--plot", type=Path, default=Path("docs/pareto_espnet.png"))
@@ -205,10 +207,12 @@ def measure() -> list[dict[str, Any]]:
         add("guarded", f"tau {tau:g}", maps, cost / 1e9, ms, tau=tau, residuals=residuals)
     for budget in args.budget:
         ours = fitted(budget, qnet, artifact, load.frames[:FITTED])
-        maps, ms, _ = run(ours[1], load.frames)
-        bits, tiles = mean_bits(*ours, load.frames, 1.0)
-        cost = bops.count(ours[0].module, PERIOD, bits).bops_amortized / 1e9
-        add("fitted", budget, maps, cost, ms, tiles=tiles)
+        for scale in args.scales:
+            maps, ms, _ = run(ours[1], load.frames, scale)
+            bits, tiles = mean_bits(*ours, load.frames, scale)
+            cost = bops.count(ours[0].module, PERIOD, bits).bops_amortized / 1e9
+            label = budget if scale == 1 else f"{budget} x {scale:g}"
+            add("fitted", label, maps, cost, ms, tiles=tiles)
     return points
 
 
