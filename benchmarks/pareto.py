@@ -238,6 +238,8 @@ def plot(points: list[dict[str, Any]]) -> None:
     ):
         for kind, style in styles.items():
             chosen = [p for p in points if p["kind"] == kind and p["miou"] > 55]
+            if kind == "fitted":  # to several budgets: one curve through all
+                chosen.sort(key=lambda p: p[key])
             axis.plot([p[key] for p in chosen], [p["miou"] for p in chosen], style, label=kind)
             for p in chosen if kind != "guarded" else ():  # these lie on one another
                 axis.annotate(
