@@ -68,8 +68,9 @@ def read_groups(net: Network, clips: Iterable[Clip], period: int, samples: int) 
     # In the clips' order again, and no residual frame more than asked for.
     groups, missing = [], samples
     for _, run in (pair for runs in drawn for pair in sorted(runs, key=itemgetter(0))):
-        groups.append(run[: missing + (period > 1)])
-        missing -= _weight(groups[-1], period)
+        if missing > 0:  # the last run in turn may be longer than the last in order
+            groups.append(run[: missing + (period > 1)])
+            missing -= _weight(groups[-1], period)
     found = FrameGroups(tuple(groups))
     if period > 1 and not found.residuals:
         raise CalibrationError(

@@ -104,6 +104,12 @@ def test_short_clips_are_taken_whole_and_others_make_up_for_them() -> None:
     assert sum(b[0] < a[0] for a, b in pairwise(starts)) <= 3
 
 
+def test_runs_without_residual_frames_are_no_groups() -> None:
+    clips = [numbered_clip(400), numbered_clip(3), numbered_clip(3)]
+    found = read_groups(small_network(), clips, 8, 12)
+    assert found.residuals == 12 and all(len(run) > 1 for run in found.groups)
+
+
 def test_single_frames_are_drawn_from_all_over_a_clip() -> None:
     found = numbers(read_groups(small_network(), [numbered_clip(500)], 1, 20))
     assert len(found) == 20 and all(len(run) == 1 for run in found)
