@@ -29,7 +29,7 @@ from resq_tvm.passes.graph import (
     op_name,
     shape_of,
 )
-from resq_tvm.passes.weights import quantize_weight
+from resq_tvm.passes.weights import layer_codes
 from resq_tvm.schedules.spec import BUDGET_BLOCK
 from resq_tvm.scheme import Scheme
 
@@ -148,8 +148,7 @@ def weight_norms(main: Any, layers: dict[str, str], granularity: str) -> dict[st
         if residual is None or not residual.pool:
             continue
         name = op_name(call)
-        weight = const_value(call.args[1])
-        codes, scales = quantize_weight(weight, name, residual.weight, granularity)
+        codes, scales = layer_codes(main, var.name, call, residual.weight, granularity)
         if name == "relax.matmul":
             rounded = (codes.astype(np.float64) * scales).T[:, None, None, :]
         else:

@@ -302,5 +302,5 @@ def layer_of(func: Any) -> str | None:
     """Return the name of the linear layer in a composite function, if there is one."""
     for var, expr in Graph.of(func).bindings:
         if is_linear_layer(expr):
-            return str(var.name).removeprefix("d_").removesuffix("_acc")
+            return str(var.name).removeprefix("rest_").removeprefix("d_").removesuffix("_acc")
     return None

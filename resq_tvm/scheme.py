@@ -2,6 +2,8 @@
 
 The grammar is ``W<b>A<b>`` for keyframes, optionally ``->W<b>A<b>`` for residual frames, with
 2 to 8 bits each. Without an arrow every frame is computed on its own (frame quantization).
+A keyframe's activations may have up to 16 bits: two codes, of the value and of what its rounding
+leaves (`split`).
 A residual's activations may be a pool, ``A{0,4,8}``: every pixel gets the fewest bits of the pool
 that do (Dynamic-ResQ, eq. 9 to 11), 0 bits drop it.
 ``float`` as a layer's precision keeps that layer in float32 in both programs.
@@ -14,10 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from resq_tvm.errors import SchemeError
 
 MIN_BITS = 2
-MAX_BITS = 8
+MAX_BITS = 8  # of one code
+MAX_KEY_BITS = 16  # of a keyframe's activation, which may have two codes
 
 _BITS = re.compile(r"W(\d+)A(\d+|\{[^{}]*\})", re.IGNORECASE)
 
@@ -27,9 +32,22 @@ def code_limit(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
+def split(bits: int, scale: float) -> tuple[tuple[int, float], ...]:
+    """Return bits and scale of each code of an activation quantizer.
+
+    Up to 8 bits are one code. More are two: one of 8 bits over the same range, and one of the
+    other bits over what rounding to the first leaves, at most half of its scale.
+    """
+    if bits <= MAX_BITS:
+        return ((bits, scale),)
+    coarse = np.float32(np.float32(scale) * code_limit(bits) / code_limit(MAX_BITS))
+    rest = bits - MAX_BITS
+    return (MAX_BITS, float(coarse)), (rest, float(np.float32(coarse / (2 * code_limit(rest)))))
+
+
 @dataclass(frozen=True)
 class Bits:
-    """Weight and activation bits of one program, e.g. ``W8A4`` or ``W8A{0,4,8}``.
+    """Weight and activation bits of one program, e.g. ``W8A4``, ``W8A16`` or ``W8A{0,4,8}``.
 
     ``activation`` is the most bits that an activation gets; ``pool`` holds all choices in ascending
     order, and is empty where there is no choice.
@@ -47,7 +65,8 @@ class Bits:
     def parse(cls, text: str) -> Bits:
         """Parse ``W<b>A<b>`` or ``W<b>A{<b>,<b>,…}``; raise `SchemeError` for bits that are none.
 
-        Bits are 2 to 8, in a pool also 0; a pool's are ascending and at least two.
+        Bits are 2 to 8, of an activation without a pool also 10 to 16; in a pool also 0, and a
+        pool's are ascending and at least two.
         """
         match = _BITS.fullmatch(text.strip())
         if match is None:
@@ -60,15 +79,20 @@ class Bits:
         if match[2].startswith("{"):
             pool = _parse_pool(text, match[2])
         activation = pool[-1] if pool else int(match[2])
-        positive = [b for b in pool if b] if pool else [activation]
-        for name, numbers in (("weight", [weight]), ("activation", positive)):
-            for bits in numbers:
-                if not MIN_BITS <= bits <= MAX_BITS:
-                    raise SchemeError(
-                        f"precision {text!r} has {bits} {name} bits; "
-                        f"use {MIN_BITS} to {MAX_BITS} bits"
-                    )
+        _check(text, "weight", weight)
+        for bits in [b for b in pool if b] or [activation]:
+            _check(text, "activation", bits, wide=not pool)
         return cls(weight, activation, pool)
+
+
+def _check(text: str, name: str, bits: int, wide: bool = False) -> None:
+    """Raise `SchemeError` for a number of bits that is none; ``wide``: two codes may have it."""
+    if MIN_BITS <= bits <= MAX_BITS or (wide and MAX_BITS + MIN_BITS <= bits <= MAX_KEY_BITS):
+        return
+    more = f", or {MAX_BITS + MIN_BITS} to {MAX_KEY_BITS} on keyframes" if wide else ""
+    raise SchemeError(
+        f"precision {text!r} has {bits} {name} bits; use {MIN_BITS} to {MAX_BITS} bits{more}"
+    )
 
 
 def _parse_pool(text: str, braces: str) -> tuple[int, ...]:
@@ -117,6 +141,11 @@ class Scheme:
             raise SchemeError(
                 f"scheme {text!r}: a pool of bits is for residual frames; "
                 f"write for example W8A8->{bits[0]}"
+            )
+        if len(bits) == 2 and bits[1].activation > MAX_BITS:
+            raise SchemeError(
+                f"scheme {text!r}: more than {MAX_BITS} activation bits are for keyframes; "
+                f"write for example {bits[0]}->W{bits[1].weight}A{MAX_BITS}"
             )
         return cls(bits[0], bits[1] if len(bits) == 2 else None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from resq_tvm.passes.policy import (
     weight_norms,
 )
 from resq_tvm.passes.quantizers import quant_points
-from resq_tvm.passes.weights import quantize_weight
-from resq_tvm.scheme import Bits, Scheme, code_limit
+from resq_tvm.passes.weights import layer_codes
+from resq_tvm.scheme import Bits, Scheme, code_limit, split
 
 
 class Settings:
@@ -161,13 +162,37 @@ class Program:
     def quantized_layer(
         self, var: Any, call: Any, form: Callable[[Any], Any], prefix: str, bits: Bits
     ) -> Any:
-        """Emit quantize → integer layer → dequantize."""
+        """Emit quantize → integer layer → dequantize, once per code of the input; their sum."""
         value = call.args[0]
         scale = self.s.scales[self.program, value.name, bits.pool or bits.activation]
-        codes = self.codes(value, form, prefix, bits, scale)
+        total = None
+        for activation, step in split(bits.activation, scale):
+            one = replace(bits, activation=activation)
+            term = self._term(var, call, self.codes(value, form, prefix, one, step), prefix, step)
+            total = term if total is None else self.emit(relax.op.add(total, term), var.name)
+            form, prefix = self._rest(form, prefix, one, step), f"rest_{prefix}"
+        return total
+
+    def _rest(
+        self, form: Callable[[Any], Any], prefix: str, bits: Bits, scale: float
+    ) -> Callable[[Any], Any]:
+        """Return the form of values that is left of another one by its codes."""
+
+        def rest(value: Any) -> Any:
+            codes = self.codes(value, form, prefix, bits, scale)
+            coarse = _dequantize(codes, np.float32(scale))
+            coarse = self.emit(coarse, f"{prefix}{value.name}_coarse")
+            return self.emit(relax.op.subtract(form(value), coarse), f"{prefix}{value.name}_rest")
+
+        return rest
+
+    def _term(self, var: Any, call: Any, codes: Any, prefix: str, scale: float) -> Any:
+        """Emit an integer layer on codes → dequantize."""
         name = op_name(call)
-        weight, weight_scale = quantize_weight(
-            np.asarray(call.args[1].value.numpy()), name, bits.weight, self.s.granularity
+        bits = self.s.bits(var.name, self.program)
+        assert bits is not None
+        weight, weight_scale = layer_codes(
+            self.s.graph.func, var.name, call, bits.weight, self.s.granularity
         )
         at = call.attrs
         w = relax.const(weight)
@@ -186,16 +211,7 @@ class Program:
             acc = relax.op.matmul(codes, w, out_dtype="int32")
         acc = self.emit(acc, f"{prefix}{var.name}_acc")
         out_scale = (np.float32(scale) * weight_scale).astype(np.float32)
-        return self.emit(
-            relax.op.dequantize(
-                acc,
-                relax.const(out_scale),
-                relax.const(np.zeros(out_scale.shape, np.int8)),
-                axis=len(shape_of(var)) - 1,
-                out_dtype="float32",
-            ),
-            f"{prefix}{var.name}",
-        )
+        return self.emit(_dequantize(acc, out_scale), f"{prefix}{var.name}")
 
     def rounded(self, source: Any, value: Any) -> tuple[Any, Any]:
         """Return (what is stored of a source value, the float32 value to continue from)."""
@@ -216,3 +232,10 @@ class Program:
         """Return the function, dead bindings removed."""
         mod = relax.transform.DeadCodeElimination([self.program])(self.bb.finalize())
         return mod[self.program].with_attr("num_input", len(self.s.graph.func.params))
+
+
+def _dequantize(codes: Any, scale: Any) -> Any:
+    """Return codes, or accumulators by channels, as float32: one scale, or one per channel."""
+    zero = relax.const(np.zeros(scale.shape, np.int8))
+    axis = len(shape_of(codes)) - 1
+    return relax.op.dequantize(codes, relax.const(scale), zero, axis=axis, out_dtype="float32")

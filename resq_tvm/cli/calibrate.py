@@ -55,6 +55,23 @@ Samples = Annotated[
 Candidates = Annotated[
     int, typer.Option("--candidates", min=1, help="Candidate ranges per quantizer.")
 ]
+Rounding = Annotated[
+    str,
+    typer.Option(
+        "--rounding", help="Weights: 'gptq' (errors make up for each other) or 'nearest'."
+    ),
+]
+Precise = Annotated[
+    float,
+    typer.Option(
+        "--precise",
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Give 16 activation bits on keyframes to the noisiest layers, with at most this share "
+        "of the multiply-accumulates.",
+    ),
+]
 
 DEFAULT_FRAMES = 32
 
@@ -75,6 +92,8 @@ def calibrate(
     residual: Residual = "pairwise",
     samples: Samples = 64,
     candidates: Candidates = 20,
+    rounding: Rounding = "gptq",
+    precise: Precise = 0.0,
     tau: Tau = None,
     budget: BudgetText = None,
     guarded: Guarded = False,
@@ -103,6 +122,8 @@ def calibrate(
         residual=residual,
         samples=samples,
         candidates=candidates,
+        rounding=rounding,
+        precise=precise,
         tau=tau,
         budget=budget,
         guarded=guarded,
@@ -125,6 +146,8 @@ def calibrate(
         residual=residual,
         samples=samples,
         candidates=candidates,
+        rounding=rounding,
+        precise=precise,
         tau=tau,
         budget=budget,
         guarded=guarded,
@@ -137,6 +160,7 @@ def calibrate(
         "scheme": str(qnet.scheme),
         "period": qnet.period,
         "layers": len(qnet.layers),
+        **_precise(qnet),
         "quantizers": {program: len(scales) for program, scales in qnet.scales.items()},
         **summary(report),
     }
@@ -160,6 +184,8 @@ def obtain_qnet(
     residual: str,
     samples: int,
     candidates: int,
+    rounding: str,
+    precise: float,
     tau: float | None,
     budget: str | None,
     labels: Path | None,
@@ -260,6 +286,8 @@ def obtain_qnet(
                 candidates=candidates,
                 granularity=granularity,
                 residual=residual,
+                rounding=rounding,
+                precise=precise,
                 tau=TAU if tau is None else tau,
                 progress=progress,
             )
@@ -270,6 +298,15 @@ def obtain_qnet(
         console, done, clips, processing, budget=budget, labels=labels, guarded=guarded,
         timed=timed, state_dtype=state_dtype,
     )  # fmt: skip
+
+
+def _precise(qnet: QuantizedNetwork) -> dict[str, str]:
+    """Return which layers have more bits than one code on keyframes, if any."""
+    from resq_tvm.scheme import MAX_BITS, Scheme
+
+    schemes = {name: Scheme.parse(s) for name, s in qnet.layers.items() if s != "float"}
+    names = [name for name, s in schemes.items() if s.key.activation > MAX_BITS]
+    return {"precise": ", ".join(names)} if names else {}
 
 
 def _limited(

@@ -176,6 +176,8 @@ def tune(
             residual="pairwise",
             samples=16,
             candidates=4,
+            rounding="nearest",
+            precise=0.0,
             tau=None,
             budget=None,
             labels=None,

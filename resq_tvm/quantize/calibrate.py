@@ -9,11 +9,12 @@ quantizers are fitted in groups, the network runs once per group.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import tvm
 
 from resq_tvm.errors import CalibrationError, ConfigError
 from resq_tvm.network import Network
@@ -21,9 +22,12 @@ from resq_tvm.passes.annotate import Annotate, resolve_layers
 from resq_tvm.passes.graph import Graph, concat_pieces, shape_of
 from resq_tvm.passes.policy import BLOCK, REACH, choice_name
 from resq_tvm.passes.quantizers import QuantPoint, quant_points
+from resq_tvm.passes.weights import CODES, layer_codes
 from resq_tvm.quantize.noise import residual_noise
+from resq_tvm.quantize.precise import with_precise_layers
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.quantize.range_search import LayerProbe, fit_scale, fit_shifts
+from resq_tvm.quantize.rounding import round_weights
 from resq_tvm.quantize.samples import Clip, FrameGroups, Store, collect, read_groups
 from resq_tvm.scheme import PrecisionPlan, Scheme
 
@@ -31,6 +35,7 @@ PROGRAMS = ("keyframe", "residual")
 TAU = 3e-4  # the paper's
 GRANULARITIES = ("channel", "tensor")
 RESIDUALS = ("pairwise", "recurrent")
+ROUNDINGS = ("gptq", "nearest")
 
 _POINT_BYTES = 512 << 20  # samples and exact outputs of one quantizer
 _GROUP_BYTES = 1 << 30  # samples of the quantizers that one run over the clips serves
@@ -49,6 +54,8 @@ def calibrate(
     granularity: str = "channel",
     residual: str = "pairwise",
     tau: float = TAU,
+    rounding: str = "gptq",
+    precise: float = 0.0,
     progress: Callable[[str], None] | None = None,
 ) -> QuantizedNetwork:
     """Fit the quantizers of a network to clips (post-training quantization).
@@ -79,6 +86,12 @@ def calibrate(
     tau : float
         Threshold of the policy (eq. 10) where the scheme has pools of bits; the paper's by default.
         `resq_tvm.fit_thresholds` fits thresholds to a budget.
+    rounding : str
+        ``"gptq"``: the weights of an output make up for each other's rounding errors
+        (`resq_tvm.quantize.rounding`); ``"nearest"``.
+    precise : float
+        Share of the multiply-accumulates whose inputs may have 16 bits on keyframes: the layers
+        with the most rounding noise get them (`resq_tvm.quantize.precise`).
     progress : callable, optional
         Called with one line as each quantizer is done.
 
@@ -95,7 +108,8 @@ def calibrate(
     ConfigError
         If an option holds a wrong value.
     """
-    _check_options(period, samples, candidates, granularity, residual, tau)
+    _check_options(period, samples, candidates, granularity, residual, tau, rounding)
+    _check_share(precise)
     plan = PrecisionPlan(
         Scheme.parse(scheme) if isinstance(scheme, str) else scheme, overrides or {}, first_last
     )
@@ -115,8 +129,15 @@ def calibrate(
     module = annotate(net.module)
     main = module["main"]
     frames = read_groups(net, clips, 1 if plan.scheme.residual is None else period, samples)
+    say = progress or (lambda _line: None)
+    if rounding == "gptq":
+        codes = round_weights(main, layers, frames, granularity, say)
+        main = main.with_attr(CODES, {name: tvm.runtime.tensor(c) for name, c in codes.items()})
+    if precise:
+        fitter = _Fitter(main, frames, samples, candidates, granularity, False, PROGRAMS[:1])
+        main = with_precise_layers(main, fitter.run(say)["keyframe"], frames, precise, say)
     fitter = _Fitter(main, frames, samples, candidates, granularity, residual == "recurrent")
-    scales = fitter.run(progress or (lambda _line: None))
+    scales = fitter.run(say)
     options = {"granularity": granularity, "residual": residual, "period": period}
     main = main.with_attr("resq.scales", json.dumps(scales))
     if dynamic:
@@ -171,8 +192,10 @@ class _Fitter:
         candidates: int,
         granularity: str,
         recurrent: bool,
+        programs: Sequence[str] = PROGRAMS,
     ) -> None:
         self.main = main
+        self.programs = programs
         self.frames = frames
         self.samples = samples
         self.candidates = candidates
@@ -204,9 +227,9 @@ class _Fitter:
 
     def _tasks(self) -> list[_Task]:
         tasks = []
-        for program, count in zip(
-            PROGRAMS, (self.frames.count, self.frames.residuals), strict=True
-        ):
+        counts = {"keyframe": self.frames.count, "residual": self.frames.residuals}
+        for program in self.programs:
+            count = counts[program]
             for point in quant_points(self.main, self.layers, program):
                 inputs = sum(self.size[value] for value in set(point.reads))
                 outputs = sum(
@@ -225,7 +248,9 @@ class _Fitter:
             scheme = Scheme.parse(self.layers[layer])
             bits = scheme.key if task.program == "keyframe" else scheme.residual
             assert bits is not None  # quant_points lists quantized layers only
-            probes.append(LayerProbe(self.calls[layer], bits.weight, self.granularity))
+            call = self.calls[layer]
+            codes = layer_codes(self.main, layer, call, bits.weight, self.granularity)
+            probes.append(LayerProbe(call, *codes))
         samples = {
             value: [store[task.program, value][n] for n in sorted(task.chosen)]
             for value in set(point.reads)
@@ -246,6 +271,11 @@ class _Fitter:
                 for piece in concat_pieces(self.variables[value], self.producers):
                     self.shifts[choice_name(piece.name, point.pool)] = shifts
         return scale
+
+
+def _check_share(precise: float) -> None:
+    if not 0 <= precise <= 1:
+        raise ConfigError(f"precise {precise} is out of range; use a share of 0 to 1")
 
 
 def _by_size(tasks: list[_Task]) -> Iterator[list[_Task]]:
@@ -271,7 +301,13 @@ def _wanted(group: list[_Task]) -> dict[str, dict[str, frozenset[int]]]:
 
 
 def _check_options(
-    period: int, samples: int, candidates: int, granularity: str, residual: str, tau: float
+    period: int,
+    samples: int,
+    candidates: int,
+    granularity: str,
+    residual: str,
+    tau: float,
+    rounding: str,
 ) -> None:
     for name, number in (("period", period), ("samples", samples), ("candidates", candidates)):
         if number < 1:
@@ -281,6 +317,7 @@ def _check_options(
     for name, text, known in (
         ("granularity", granularity, GRANULARITIES),
         ("residual", residual, RESIDUALS),
+        ("rounding", rounding, ROUNDINGS),
     ):
         if text not in known:
             raise ConfigError(f"{name} {text!r} is unknown; use {' or '.join(known)}")

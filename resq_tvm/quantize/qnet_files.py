@@ -26,12 +26,15 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from resq_tvm.errors import ArtifactError
 from resq_tvm.files import atomic_folder
 from resq_tvm.network import Network, TensorInfo
-from resq_tvm.passes.graph import const_value
+from resq_tvm.passes.graph import Graph, const_value
+from resq_tvm.passes.weights import CODES
+from resq_tvm.scheme import code_limit
 
 _MANIFEST = "network.json"
 _GRAPH = "graph.json"
 _CONSTANTS = "constants.safetensors"
 _PREFIX = "resq_constant_"
+_CODES = "resq_codes_"  # before the name of a layer's rounded weight
 FORMAT_VERSION: Final = 1
 
 _ATTRIBUTES = ("layers", "scales", "options")  # of every calibrated main, as resq.NAME
@@ -129,7 +132,8 @@ def write_folder(network: Network, scheme: str, path: str | PathLike[str]) -> Pa
         If it cannot be written, or ``path`` is something else than a ``.qnet`` folder.
     """
     main = network.module["main"]
-    lifted, constants = _lift_constants(main)
+    lifted, constants = _lift_constants(main.without_attr(CODES) if CODES in main.attrs else main)
+    constants |= _codes(main)
     graph = tvm.ir.save_json(tvm.IRModule({"main": lifted})).encode()
     tensors = save_tensors(constants)
     found = {key: json.loads(str(main.attrs[f"resq.{key}"])) for key in _ATTRIBUTES}
@@ -168,7 +172,10 @@ def read_folder(path: str | PathLike[str]) -> tuple[Network, str]:
     constants = _read_checked(folder, _CONSTANTS, record.sha256.constants)
     try:
         main = tvm.ir.load_json(graph.decode())["main"]
-        main = _bind_constants(main, load_tensors(constants))
+        tensors = load_tensors(constants)
+        codes = {n: tensors.pop(n) for n in list(tensors) if n.startswith(_CODES)}
+        main = _bind_constants(main, tensors)
+        main = _with_codes(main, codes)
     except _UNREADABLE as error:
         raise _broken(folder, f"does not hold a network ({type(error).__name__})") from None
     for key, value in record.model_dump(include={*_ATTRIBUTES, "dynamic"}).items():
@@ -217,6 +224,26 @@ def _bind_constants(main: Any, constants: Mapping[str, NDArray[Any]]) -> Any:
         "main", {name: tvm.runtime.tensor(value) for name, value in constants.items()}
     )
     return bind(tvm.IRModule({"main": main}))["main"]
+
+
+def _codes(main: Any) -> dict[str, NDArray[Any]]:
+    """Return rounded weights by the name of their tensor in the file."""
+    codes = main.attrs[CODES] if CODES in main.attrs else {}
+    return {f"{_CODES}{name}": np.ascontiguousarray(value.numpy()) for name, value in codes.items()}
+
+
+def _with_codes(main: Any, codes: Mapping[str, NDArray[Any]]) -> Any:
+    """Return ``main`` with rounded weights; raise `ValueError` for any that no layer can have."""
+    shapes = {v.name: const_value(c.args[1]).shape for v, c in Graph.of(main).layers()}
+    rounded = {}
+    for tensor, value in codes.items():
+        name = tensor.removeprefix(_CODES)
+        layer, _, bits = name.rpartition(":")
+        limit = code_limit(int(bits))
+        if value.dtype != np.int8 or value.shape != shapes[layer] or abs(value).max() > limit:
+            raise ValueError(name)
+        rounded[name] = tvm.runtime.tensor(value)
+    return main.with_attr(CODES, rounded) if rounded else main
 
 
 def _tensors(infos: Any) -> tuple[_Tensor, ...]:

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from resq_tvm.passes.graph import const_value, op_name
 from resq_tvm.passes.quantizers import QuantPoint
-from resq_tvm.passes.weights import output_axis, quantize_weight
+from resq_tvm.passes.weights import output_axis
 from resq_tvm.reference.ops_linear import float_layer
 from resq_tvm.scheme import code_limit
 
@@ -43,17 +44,18 @@ class LayerProbe:
     ----------
     call : relax.Call
         The layer, in canonical form.
-    weight_bits : int
-    granularity : str
-        ``"channel"`` or ``"tensor"``.
+    codes : ndarray, int8
+        Of its weight, in the weight's shape.
+    scales : ndarray, float32
+        ``(O,)``.
     """
 
-    def __init__(self, call: Any, weight_bits: int, granularity: str) -> None:
+    def __init__(
+        self, call: Any, codes: NDArray[np.int8], scales: NDArray[np.float32]
+    ) -> None:
         weight = const_value(call.args[1])
-        name = op_name(call)
-        codes, scales = quantize_weight(weight, name, weight_bits, granularity)
         shape = [1] * weight.ndim
-        shape[output_axis(name, weight.ndim)] = -1
+        shape[output_axis(op_name(call), weight.ndim)] = -1
         rounded = codes.astype(np.float32) * scales.reshape(shape)
         self.exact = float_layer(call, torch.from_numpy(weight.copy()))
         self.quantized = float_layer(call, torch.from_numpy(rounded))

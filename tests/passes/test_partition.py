@@ -164,7 +164,7 @@ def test_without_quantizers_residual_equals_main(seed: int) -> None:
 @QUICK
 @given(
     seed=SEEDS,
-    scheme=st.sampled_from(["W8A8->W8A8", "W8A8->W4A4", "W4A4->W2A2"]),
+    scheme=st.sampled_from(["W8A8->W8A8", "W8A8->W4A4", "W4A4->W2A2", "W8A16->W8A8"]),
     dtype=st.sampled_from(["float32", "float16"]),
     recurrent=st.booleans(),
 )
@@ -177,6 +177,17 @@ def test_residual_of_the_keyframe_is_the_keyframe(
     again, _ = run(mod["residual"], key, *state)
     for got, want in zip(again, outputs, strict=True):
         assert torch.equal(got, want)
+
+
+def test_more_keyframe_bits_come_closer_to_float() -> None:
+    def error(scheme: str) -> float:
+        mod = annotated(random_network(3), scheme)
+        x = frames(mod, 1, 3)[0] * 0.3
+        pairs = zip(run(Partition()(mod)["keyframe"], x)[0], run(mod["main"], x), strict=True)
+        return sum(float((y - exact).norm() / exact.norm()) for y, exact in pairs)
+
+    eight, ten, sixteen = (error(f"W8A{bits}") for bits in (8, 10, 16))
+    assert ten < 0.6 * eight and sixteen < 0.9 * ten
 
 
 def test_values_beyond_float16_are_clamped_not_infinite() -> None:

@@ -32,7 +32,8 @@ def built(mod: tvm.IRModule, target: str, state_dtype: str, recurrent: bool) -> 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("seed", range(6))
 def test_kernels_agree_with_the_reference(seed: int, target: str) -> None:
-    scheme = ["W8A8->W4A4", "W8A8->W8A4", "W4A4->W2A2"][seed % 3]
+    schemes = ["W8A8->W4A4", "W8A16->W8A4", "W4A4->W2A2", "W8A8->W8A4", "W8A12->W8A8", "W4A10->W4A4"]
+    scheme = schemes[seed]
     mod = annotated(random_network(seed), scheme)
     compiled = built(mod, target, ["float16", "float32"][seed % 2], seed % 4 == 3)
     report = verify(compiled, frames(mod, 3, seed))

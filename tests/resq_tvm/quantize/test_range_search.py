@@ -8,6 +8,7 @@ import torch
 from tvm import relax
 
 from resq_tvm.passes.quantizers import QuantPoint
+from resq_tvm.passes.weights import quantize_weight
 from resq_tvm.quantize.range_search import LayerProbe, fit_scale
 
 
@@ -20,6 +21,10 @@ def conv_call(weight: np.ndarray) -> relax.Call:
     return bb.normalize(call)
 
 
+def probe_of(weight: np.ndarray, bits: int = 8) -> LayerProbe:
+    return LayerProbe(conv_call(weight), *quantize_weight(weight, "relax.nn.conv2d", bits))
+
+
 def point(bits: int, layers: int = 1) -> QuantPoint:
     names = tuple(f"layer{i}" for i in range(layers))
     return QuantPoint(f"x:{bits}", bits, ("x",), names, ("x",) * layers)
@@ -30,10 +35,10 @@ def test_long_tails_are_clipped_and_the_output_error_falls(rng: np.random.Genera
     x = rng.standard_normal((1, 9, 9, 4)).astype(np.float32)
     x[0, 4, 4, 0] = 10.0
     samples = {"x": [torch.from_numpy(x), torch.from_numpy(-x)]}
-    fit = fit_scale(point(4), [LayerProbe(conv_call(weight), 8, "channel")], samples, 20)
+    fit = fit_scale(point(4), [probe_of(weight)], samples, 20)
     assert fit.scale < 0.8 * 10 / 7
     # One candidate alone is min-max.
-    widest = fit_scale(point(4), [LayerProbe(conv_call(weight), 8, "channel")], samples, 1)
+    widest = fit_scale(point(4), [probe_of(weight)], samples, 1)
     assert widest.scale == pytest.approx(10 / 7)
     assert fit.error < 0.85 * widest.error
 
@@ -43,7 +48,7 @@ def test_uniform_values_at_eight_bits_keep_nearly_the_whole_range(
 ) -> None:
     weight = rng.standard_normal((6, 3, 3, 4)).astype(np.float32)
     x = rng.uniform(-1, 1, (1, 9, 9, 4)).astype(np.float32)
-    probe = LayerProbe(conv_call(weight), 8, "channel")
+    probe = probe_of(weight)
     fit = fit_scale(point(8), [probe], {"x": [torch.from_numpy(x)]}, 20)
     assert 0.85 / 127 <= fit.scale <= 1.0001 / 127
     assert fit.scale == float(np.float32(fit.scale))
@@ -52,7 +57,7 @@ def test_uniform_values_at_eight_bits_keep_nearly_the_whole_range(
 def test_layers_that_share_a_quantizer_add_up(rng: np.random.Generator) -> None:
     weights = [rng.standard_normal((2, 3, 3, 4)).astype(np.float32) for _ in range(2)]
     x = {"x": [torch.from_numpy(rng.standard_normal((1, 9, 9, 4)).astype(np.float32))]}
-    probes = [LayerProbe(conv_call(w), 8, "channel") for w in weights]
+    probes = [probe_of(w) for w in weights]
     both, *alone = (fit_scale(point(4, len(p)), p, x, 1) for p in (probes, probes[:1], probes[1:]))
     assert both.error == pytest.approx(sum(f.error for f in alone), rel=1e-5)
     searched = fit_scale(point(4, 2), probes, x, 12)
@@ -60,14 +65,14 @@ def test_layers_that_share_a_quantizer_add_up(rng: np.random.Generator) -> None:
 
 
 def test_silence_takes_the_fallback_range() -> None:
-    probe = LayerProbe(conv_call(np.ones((1, 3, 3, 1), np.float32)), 8, "channel")
+    probe = probe_of(np.ones((1, 3, 3, 1), np.float32))
     zero = {"x": [torch.zeros(1, 9, 9, 1)]}
     assert fit_scale(point(4), [probe], zero, 4, fallback=7.0).scale == 1.0
     assert fit_scale(point(4), [probe], zero, 4).scale > 0
 
 
 def test_weights_of_zeros_do_not_divide(rng: np.random.Generator) -> None:
-    probe = LayerProbe(conv_call(np.zeros((2, 3, 3, 3), np.float32)), 4, "channel")
+    probe = probe_of(np.zeros((2, 3, 3, 3), np.float32), 4)
     x = {"x": [torch.from_numpy(rng.standard_normal((1, 9, 9, 3)).astype(np.float32))]}
     fit = fit_scale(point(8), [probe], x, 5)
     assert fit.error == 0.0 and fit.scale > 0
