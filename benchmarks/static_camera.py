@@ -11,8 +11,11 @@ that the judging does not read are held on residual frames (`benchmarks.cases`);
 and the peers compute them.
 
 ``--repeat SHARE`` adds guarded sessions that repeat outputs, with keyframes every T frames and with
-adaptive ones. What any engine can do stands beside them: every second or third frame computed, the
-others repeated (their milliseconds are those of the plain artifact, divided).
+adaptive ones. What any engine can do stands beside them: every second, third, … frame computed, the
+others repeated (their milliseconds are those of the artifact that computes them, divided).
+
+``--precise SHARE`` calibrates with 16 bits on keyframes for the noisiest layers. F and H stay those
+of the plain W8A8 artifact; an artifact of frames with the keyframes' precision stands beside it.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ parser.add_argument("--budget", default="15 %", help="rise of the error that fit
 parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.5, 2, 4])
 parser.add_argument("--guard", action="store_true", help="fit for sessions with their guard")
 parser.add_argument("--repeat", type=float, nargs="*", default=[], help="shares to repeat up to")
+parser.add_argument("--precise", type=float, default=0.0, help="share of a keyframe's work")
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--json", type=Path)
@@ -61,6 +65,9 @@ from resq_tvm.predict import make_preprocessor  # noqa: E402
 from resq_tvm.processing.config import load_processing  # noqa: E402
 from resq_tvm.processing.postprocess import interpret  # noqa: E402
 from resq_tvm.quantize.qnet import QuantizedNetwork  # noqa: E402
+from resq_tvm.scheme import MAX_BITS, Scheme  # noqa: E402
+
+PLAIN, PRECISE = "frame W8A8", "precise frames"
 
 
 def artifact(name: str, qnet: QuantizedNetwork, processing: Any, folder: Path) -> Artifact:
@@ -106,7 +113,7 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
     if name in given:
         dynamic = QuantizedNetwork.load(given[name])
     else:
-        qnet = resq.calibrate(net, [first], args.scheme, period=case.period)
+        qnet = resq.calibrate(net, [first], args.scheme, period=case.period, precise=args.precise)
         qnet = qnet.with_held_outputs(case.held)
         error = error_against_float(net, processing.task, float_outputs(net, first))
         trials = artifact(f"{name}_trials", qnet, processing, folder)
@@ -138,13 +145,19 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
         },
     }
     artifacts = {}
+    keys = {n: Scheme.parse(s).key for n, s in dynamic.layers.items() if s != "float"}
+    precise = {n: str(bits) for n, bits in keys.items() if bits.activation > MAX_BITS}
+    if precise:
+        made["precise"] = ("W8A8", None)
     for kind, (scheme, qnet) in made.items():
         if qnet is None:
-            qnet = resq.calibrate(net, [first], scheme, period=case.period)
+            overrides = precise if kind == "precise" else {}
+            qnet = resq.calibrate(net, [first], scheme, period=case.period, overrides=overrides)
         artifacts[kind] = artifact(f"{name}_{kind}", qnet, processing, folder)
     options = {"period": case.period, "copy": False, "threads": args.threads}
     sessions = {
-        "frame W8A8": resq.Session(artifacts["frame"], **options),
+        PLAIN: resq.Session(artifacts["frame"], **options),
+        **({PRECISE: resq.Session(artifacts["precise"], **options)} if precise else {}),
         "static W8A8->W8A8": resq.Session(artifacts["static"], **options),
         **{
             f"dynamic x {scale:g}{how}": resq.Session(
@@ -157,15 +170,17 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
     reference = against_float(net, artifacts["frame"].manifest, case.open())
     found = {kind: predictions(s, frames, processing.task) for kind, s in sessions.items()}
     skipping = {}
-    for step in (2, 3) if args.repeat else ():
-        kind = f"frame W8A8, 1 of {step} frames"
-        skipping[kind] = step
-        found[kind] = [found["frame W8A8"][n - n % step] for n in range(len(frames))]
+    alone = [kind for kind in (PLAIN, PRECISE) if kind in sessions]
+    for whole in alone if args.repeat else ():
+        for step in (2, 3, 4, case.period):
+            kind = f"{whole}, 1 of {step} frames"
+            skipping[kind] = whole, step
+            found[kind] = [found[whole][n - n % step] for n in range(len(frames))]
     unseen = case.unseen(len(frames))
 
     def judged(kind: str) -> dict[str, Any]:
         # Which frames the guard takes changes a little from run to run.
-        pair = found["frame W8A8"], found[kind]
+        pair = found[PLAIN], found[kind]
         every = judge(*pair, case.period, reference.error).residual
         rest = judge(*pair, case.period, reference.error, unseen).residual
         return {
@@ -183,7 +198,7 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
     for index in range(args.rounds + 1):
         for kind, session in sessions.items():
             # Frame by frame all frames cost the same: a part of the clip tells enough.
-            part = frames if kind != "frame W8A8" else frames[:24]
+            part = frames if kind not in alone else frames[:24]
             times = run(session, part)
             if index:  # the first round warms up
                 spans[kind].append(statistics.fmean(ms for _, ms in times))
@@ -199,12 +214,12 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
                 spans[peer.name].append(statistics.fmean(spent))
     ms = {k: statistics.median(v) for k, v in spans.items()}
     fastest = min(ms[p.name] for p in rivals)
-    ms |= {kind: ms["frame W8A8"] / step for kind, step in skipping.items()}
+    ms |= {kind: ms[whole] / step for kind, (whole, step) in skipping.items()}
     rows = []
     for kind in ms:
         row: dict[str, Any] = {
             "case": name, "period": case.period, "engine": kind, "ms": ms[kind],
-            "to_frame": ms[kind] / ms["frame W8A8"], "to_peer": ms[kind] / fastest,
+            "to_frame": ms[kind] / ms[PLAIN], "to_peer": ms[kind] / fastest,
             "unit": reference.unit,
         }  # fmt: skip
         if kind in sessions:

@@ -1,7 +1,7 @@
 """Weight quantization: symmetric min-max, per output channel or per tensor.
 
-The function attribute ``resq.codes`` holds codes that calibration rounded in another way than to the
-nearest (`resq_tvm.quantize.rounding`): `codes_name` → int8. Scales follow from the weights alone.
+The function attribute ``resq.codes`` holds codes that calibration did not round to the nearest
+(`resq_tvm.quantize.rounding`): `codes_name` → int8. Scales follow from the weights alone.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ def dynamic(
     threshold: float = 0.0,
     scale: float = 0.05,
     period: int = 4,
+    key: str = "W8A8",
 ) -> QuantizedNetwork:
     """Annotate every layer with a dynamic scheme.
 
@@ -69,8 +70,10 @@ def dynamic(
         As of `tests.graphs.annotated`.
     period : int
         The network's own.
+    key : str
+        Precision of keyframes.
     """
-    scheme = f"W8A8->W8A{{{','.join(map(str, pool))}}}"
+    scheme = f"{key}->W8A{{{','.join(map(str, pool))}}}"
     gate = {"scale": 0.02, "noise": 0.02, "threshold": threshold, "block": 8, "reach": 0}
     return qnet(with_policy(annotated(mod, scheme, scale), tau, gate), scheme, period)
 

@@ -50,9 +50,7 @@ class LayerProbe:
         ``(O,)``.
     """
 
-    def __init__(
-        self, call: Any, codes: NDArray[np.int8], scales: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, call: Any, codes: NDArray[np.int8], scales: NDArray[np.float32]) -> None:
         weight = const_value(call.args[1])
         shape = [1] * weight.ndim
         shape[output_axis(op_name(call), weight.ndim)] = -1

@@ -17,6 +17,7 @@ from resq_tvm.targets.preset import get_target, missing_features
 from resq_tvm.verify import verify
 from tests.graphs import annotated, frames, random_network
 
+SCHEMES = "W8A8->W4A4 W8A16->W8A4 W4A4->W2A2 W8A8->W8A4 W8A12->W8A8 W4A10->W4A4".split()
 TARGETS = ["x86-avx512-vnni", "x86-avx2", "x86-generic"]
 
 
@@ -32,9 +33,7 @@ def built(mod: tvm.IRModule, target: str, state_dtype: str, recurrent: bool) -> 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("seed", range(6))
 def test_kernels_agree_with_the_reference(seed: int, target: str) -> None:
-    schemes = ["W8A8->W4A4", "W8A16->W8A4", "W4A4->W2A2", "W8A8->W8A4", "W8A12->W8A8", "W4A10->W4A4"]
-    scheme = schemes[seed]
-    mod = annotated(random_network(seed), scheme)
+    mod = annotated(random_network(seed), SCHEMES[seed])
     compiled = built(mod, target, ["float16", "float32"][seed % 2], seed % 4 == 3)
     report = verify(compiled, frames(mod, 3, seed))
     assert report.kernels

@@ -76,6 +76,7 @@ def network(mod: tvm.IRModule, seed: int) -> QuantizedNetwork:
         threshold=[0.0, 50.0][seed // 3 % 2],
         scale=[0.01, 0.05][seed // 4 % 2],
         period=PERIOD,
+        key="W8A16" if seed % 5 == 1 else "W8A8",
     )
 
 

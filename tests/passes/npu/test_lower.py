@@ -49,6 +49,12 @@ def test_networks_of_exact_operators_agree_in_every_bit(seed):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("seed", range(18, 21))
+def test_keyframes_of_two_codes_agree_in_every_bit(seed):
+    mod = annotated(exact_network(seed), ["W8A16->W8A8", "W8A12->W4A4", "W8A16"][seed % 3])
+    check_exact(mod, get_target(PRESETS[seed % 3]), frames(mod, 3, seed), state_dtype="float16")
+
+
 SMALL = {
     "odd array": machine(array=(1, 3, 5), sram=40_000, accumulators=1000),
     "no depthwise unit": machine(array=(4, 6, 8), sram=30_000, accumulators=2000, depthwise=False),

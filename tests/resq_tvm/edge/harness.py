@@ -43,6 +43,7 @@ def write(kind: str, folder: Path, target: str = "auto") -> Artifact:
     network = {
         "frame": lambda: static("W8A8"),
         "pairwise": lambda: static("W8A8->W4A4"),
+        "precise": lambda: static("W8A16->W8A8"),
         "recurrent": lambda: static("W8A8->W8A8", "recurrent"),
         "dynamic": lambda: dynamic(small_network()),
         "outputs": lambda: dynamic(random_network(9)),  # three; and tiles to be written anew
@@ -50,7 +51,7 @@ def write(kind: str, folder: Path, target: str = "auto") -> Artifact:
     return compiler.compile(network, target, output=folder)
 
 
-KINDS = ("planes", "frame", "pairwise", "recurrent", "dynamic", "outputs")
+KINDS = ("planes", "frame", "pairwise", "precise", "recurrent", "dynamic", "outputs")
 
 
 def clip(shape: Sequence[int], count: int, seed: int = 0) -> list[Frame]:

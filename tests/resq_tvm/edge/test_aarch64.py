@@ -59,6 +59,7 @@ def on(core: str, folder: Path, program: str = "resq-run") -> list[object]:
     [
         ("frame", "cortex-a76"),
         ("pairwise", "cortex-a53"),
+        ("precise", "cortex-a72"),
         ("recurrent", "cortex-a72"),
         ("dynamic", "cortex-a72"),
         ("dynamic", "cortex-a53"),  # with tiles of few bits

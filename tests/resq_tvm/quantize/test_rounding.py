@@ -62,9 +62,7 @@ def run_of(*frames: torch.Tensor) -> FrameGroups:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize(
-    "kind", ["conv", "strided", "grouped", "depthwise", "transposed", "dense"]
-)
+@pytest.mark.parametrize("kind", ["conv", "strided", "grouped", "depthwise", "transposed", "dense"])
 def test_outputs_come_closer_and_ranges_stay(
     kind: str, bits: int, rng: np.random.Generator
 ) -> None:
@@ -126,9 +124,11 @@ def test_small_memory_gives_the_same_layers(monkeypatch: pytest.MonkeyPatch) -> 
 
     whole = codes()
     monkeypatch.setattr(rounding, "_BYTES", 1)
-    assert set(codes()) == set(whole) == {
-        f"{name}:{bits}" for name in ("stem", "depth", "point", "head") for bits in (8, 4)
-    }
+    assert (
+        set(codes())
+        == set(whole)
+        == {f"{name}:{bits}" for name in ("stem", "depth", "point", "head") for bits in (8, 4)}
+    )
 
 
 def test_codes_are_saved_with_the_network(tmp_path: Path) -> None:
