@@ -182,6 +182,13 @@ FAILURES = {
     "zero bits": (
         ["bops", "zoo:tiny_seg", "--scheme", "W0A4"], 1, "SchemeError", "0 weight bits",
     ),
+    "bits between one code and two": (
+        ["bops", "zoo:tiny_seg", "--scheme", "W8A9"], 1, "SchemeError", "or 10 to 16 on keyframes",
+    ),
+    "an unknown rounding": (
+        ["calibrate", "zoo:tiny_seg", "--calibration", "random", "--rounding", "up", "-o", "OUT"],
+        1, "ConfigError", "rounding 'up' is unknown; use gptq or nearest",
+    ),
     "unknown target": (
         ["compile", "zoo:tiny_seg", "--calibration", "random", "--target", "pdp11", "-o", "OUT"],
         1, "TargetError", "pdp11",

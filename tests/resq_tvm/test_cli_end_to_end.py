@@ -124,6 +124,19 @@ def test_thresholds_are_fitted_to_a_budget(folder: Path, tmp_path: Path) -> None
     assert all(choice["tau"] == 0 for choice in before.values())
 
 
+def test_layers_with_more_bits_on_keyframes_are_named(tmp_path: Path) -> None:
+    common = ("calibrate", "zoo:tiny_seg", "--calibration", "random", "--calibration-frames", 6)
+    precise = tmp_path / "precise.qnet"
+    result = resq(*common, "--scheme", "W8A8->W8A4", "--precise", 0.5, "-o", precise)
+    layers = json.loads((precise / "network.json").read_text())["layers"]
+    found = [name for name, scheme in layers.items() if scheme == "W8A16->W8A4"]
+    assert found and set(result["precise"].split(", ")) == set(found) < set(layers)
+    nearest = tmp_path / "nearest.qnet"
+    assert "precise" not in resq(*common, "--rounding", "nearest", "-o", nearest)
+    sizes = [(q / "constants.safetensors").stat().st_size for q in (precise, nearest)]
+    assert sizes[0] > sizes[1]  # rounded weights are kept beside the network's own
+
+
 def test_loading_is_quick(folder: Path) -> None:
     import tvm  # noqa: F401  the half second is counted after this
 
