@@ -37,7 +37,7 @@ parser.add_argument("--budget", default="15 %", help="rise of the error that fit
 parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.5, 2, 4])
 parser.add_argument("--guard", action="store_true", help="fit for sessions with their guard")
 parser.add_argument("--repeat", type=float, nargs="*", default=[], help="shares to repeat up to")
-parser.add_argument("--precise", type=float, default=0.0, help="share of a keyframe's work")
+parser.add_argument("--precise", type=float, default=0.0, help="share of the MACs with 16 bits")
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--json", type=Path)

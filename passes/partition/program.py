@@ -70,7 +70,10 @@ class Settings:
         for (piece, pool), scale in coarsest.items():
             name = choice_name(piece, pool)
             entry = dynamic["choices"][name]
-            threshold = np.float32(entry["tau"]) / np.float32(scale * max(norms[name], 1e-30))
+            with np.errstate(over="ignore"):
+                threshold = np.float32(entry["tau"]) / np.float32(scale * max(norms[name], 1e-30))
+            # Not infinite, so that a session can scale it with 0.
+            threshold = min(threshold, np.finfo(np.float32).max)
             self.choices[name] = Choice(
                 pool,
                 tuple(entry["shifts"]),

@@ -69,7 +69,7 @@ Precise = Annotated[
         max=1.0,
         metavar="SHARE",
         help="Give 16 activation bits on keyframes to the noisiest layers, with at most this share "
-        "of a keyframe's work.",
+        "of the multiply-accumulates.",
     ),
 ]
 

@@ -90,8 +90,8 @@ def calibrate(
         ``"gptq"``: the weights of an output make up for each other's rounding errors
         (`resq_tvm.quantize.rounding`); ``"nearest"``.
     precise : float
-        Share of a keyframe's work that may be done twice, for inputs of 16 bits: the layers with
-        the most rounding noise for it get them (`resq_tvm.quantize.precise`).
+        Share of the multiply-accumulates that keyframes may do twice, for inputs of 16 bits: the
+        layers with the most rounding noise for it get them (`resq_tvm.quantize.precise`).
     progress : callable, optional
         Called with one line as each quantizer is done.
 

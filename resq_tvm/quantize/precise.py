@@ -3,7 +3,7 @@
 Rounding noise of the layers' inputs is small and adds up at the outputs, so that layers can be
 looked at one by one. It comes from few of them: layers that read sums or concatenations of all that
 was before, where one scale serves values of many sizes. On keyframes these get two codes
-(`resq_tvm.scheme.split`), which costs their multiply-accumulates once more, and quantizing twice.
+(`resq_tvm.scheme.split`), which costs their multiply-accumulates once more.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 
 from resq_tvm.bops import layer_macs
-from resq_tvm.passes.graph import Graph, op_name, shape_of
+from resq_tvm.passes.graph import Graph, op_name
 from resq_tvm.passes.quantizers import quant_points
 from resq_tvm.quantize.samples import FrameGroups, Inputs
 from resq_tvm.reference.executor import Executor
@@ -28,9 +27,6 @@ from resq_tvm.scheme import MAX_BITS, MAX_KEY_BITS, Scheme, code_limit
 
 _FRAMES = 4  # that noise is measured on
 _LEAST = 0.005  # of all noise: less is not worth a second code
-# Multiply-accumulates that take as long as to quantize one value of an input and to store it
-# (measured with VNNI).
-_QUANTIZE = 32
 
 
 @dataclass(frozen=True)
@@ -42,13 +38,13 @@ class LayerNoise:
     layer : str
     noise : float
         Mean square of the outputs' change, by that of the outputs; summed over outputs.
-    work : float
-        Share of the network's work: multiply-accumulates, and what quantizing its input takes.
+    macs : float
+        Share of the network's multiply-accumulates.
     """
 
     layer: str
     noise: float
-    work: float
+    macs: float
 
 
 def with_precise_layers(
@@ -68,7 +64,7 @@ def with_precise_layers(
         Keyframe quantizer → scale.
     frames : FrameGroups
     share : float
-        Of the network's work: what these layers have at most.
+        Of all multiply-accumulates: what these layers have at most.
     progress : callable
         Called with a line as each layer is done.
     """
@@ -80,14 +76,14 @@ def with_precise_layers(
 
 
 def chosen(table: Iterable[LayerNoise], share: float) -> list[str]:
-    """Return the layers with the most noise per work that fit into a share."""
+    """Return the layers with the most noise per multiply-accumulate that fit into a share."""
     table = list(table)
     least = _LEAST * sum(row.noise for row in table)
     found, spent = [], 0.0
-    for row in sorted(table, key=lambda row: row.noise / row.work, reverse=True):
-        if row.noise > least and spent + row.work <= share:
+    for row in sorted(table, key=lambda row: row.noise / row.macs, reverse=True):
+        if row.noise > least and spent + row.macs <= share:
             found.append(row.layer)
-            spent += row.work
+            spent += row.macs
     return found
 
 
@@ -107,9 +103,7 @@ def layer_noise(
         if point.bits <= MAX_BITS:
             quantizers |= {layer: (scales[point.name], point.bits) for layer in point.layers}
     calls = Graph.of(main).layers()
-    work = {
-        var.name: layer_macs(call) + _QUANTIZE * prod(shape_of(call.args[0])) for var, call in calls
-    }
+    macs = {var.name: layer_macs(call) for var, call in calls}
     rounded = ""
 
     def build(call: Any, differentiable: bool) -> Kernel:
@@ -140,7 +134,7 @@ def layer_noise(
             pairs = zip(_outputs(execute(*one)), before, strict=True)
             squares += [float((y - x).square().sum()) for y, x in pairs]
         noise = sum(s / e for s, e in zip(squares, energies, strict=True) if e > 0)
-        table.append(LayerNoise(layer, float(noise), work[layer] / sum(work.values())))
+        table.append(LayerNoise(layer, float(noise), macs[layer] / sum(macs.values())))
         progress(f"noise {number + 1}/{len(quantizers)} {layer}")
     return table
 
