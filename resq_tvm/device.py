@@ -18,15 +18,30 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
+CPUINFO = Path("/proc/cpuinfo")
+# Of x86, and of ARM: what tells cores apart where a virtual machine's name of them does not.
+_KIND = ("cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant")
+
+
 def cpu_model() -> str:
     """Return the processor's name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_kind() -> str:
+    """Return what the processor is: on x86 its family, model and stepping, as numbers."""
+    facts = _cpuinfo()
+    return "-".join(facts[key] for key in _KIND if key in facts)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return what the system says of the first processor."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = CPUINFO.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def fingerprint(threads: int | None = None) -> dict[str, Any]:
@@ -40,12 +55,13 @@ def fingerprint(threads: int | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``cpu``, ``machine``, ``cpus``, ``memory_mib``, ``os``, ``python``, and
+        ``cpu``, ``kind`` (`cpu_kind`), ``machine``, ``cpus``, ``memory_mib``, ``os``, ``python``, and
         ``threads`` where given.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     facts: dict[str, Any] = {
         "cpu": cpu_model(),
+        "kind": cpu_kind(),
         "machine": platform.machine(),
         "cpus": available_cpus(),
         "memory_mib": memory >> 20,
