@@ -55,8 +55,8 @@ def fingerprint(threads: int | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``cpu``, ``kind`` (`cpu_kind`), ``machine``, ``cpus``, ``memory_mib``, ``os``, ``python``, and
-        ``threads`` where given.
+        ``cpu``, ``kind`` (`cpu_kind`), ``machine``, ``cpus``, ``memory_mib``, ``os``, ``python``,
+        and ``threads`` where given.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     facts: dict[str, Any] = {
