@@ -240,7 +240,8 @@ def _with_codes(main: Any, codes: Mapping[str, NDArray[Any]]) -> Any:
         name = tensor.removeprefix(_CODES)
         layer, _, bits = name.rpartition(":")
         limit = code_limit(int(bits))
-        if value.dtype != np.int8 or value.shape != shapes[layer] or abs(value).max() > limit:
+        inside = bool(((-limit <= value) & (value <= limit)).all())
+        if value.dtype != np.int8 or value.shape != shapes[layer] or not inside:
             raise ValueError(name)
         rounded[name] = tvm.runtime.tensor(value)
     return main.with_attr(CODES, rounded) if rounded else main

@@ -12,6 +12,7 @@ import torch
 import tvm
 from tvm import relax
 
+from resq_tvm.errors import ArtifactError
 from resq_tvm.network import Network
 from resq_tvm.passes.graph import Graph, const_value, op_name
 from resq_tvm.passes.weights import CODES, layer_codes, output_axis, quantize_weight
@@ -152,12 +153,13 @@ def test_codes_are_saved_with_the_network(tmp_path: Path) -> None:
     assert differing > 20
 
 
-def test_codes_that_no_layer_can_have_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "code"), [("head:4", 100), ("head:8", -128), ("nobody:8", 1)])
+def test_codes_that_no_layer_can_have_are_refused(name: str, code: int, tmp_path: Path) -> None:
     qnet = calibrate(small_network(), [moving_clip(6)], "W8A8->W4A4", candidates=4, period=3)
     main = qnet.module["main"]
-    strange = tvm.runtime.tensor(np.full((5, 3, 3, 12), 100, np.int8))
-    changed = main.with_attr(CODES, {"head:4": strange})
+    strange = tvm.runtime.tensor(np.full((5, 3, 3, 12), code, np.int8))
+    changed = main.with_attr(CODES, {name: strange})
     network: Network = replace(qnet.network, module=tvm.IRModule({"main": changed}))
     replace(qnet, network=network).save(tmp_path / "n.qnet")
-    with pytest.raises(Exception, match="does not hold a network"):
+    with pytest.raises(ArtifactError, match="does not hold a network"):
         QuantizedNetwork.load(tmp_path / "n.qnet")
