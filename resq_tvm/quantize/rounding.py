@@ -188,6 +188,8 @@ def _rounded(
     task: _Task, moment: torch.Tensor, bits: int, granularity: str
 ) -> NDArray[np.int8] | None:
     """Return a layer's codes, None if they are no better than the nearest ones."""
+    if not bool(torch.isfinite(moment).all()):
+        return None  # fitting the input's quantizer will say so
     weight, name = const_value(task.call.args[1]), op_name(task.call)
     nearest, _ = quantize_weight(weight, name, bits, granularity)
     scales = np.broadcast_to(weight_scales(weight, name, bits, granularity), weight.shape)

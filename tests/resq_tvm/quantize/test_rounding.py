@@ -12,7 +12,7 @@ import torch
 import tvm
 from tvm import relax
 
-from resq_tvm.errors import ArtifactError
+from resq_tvm.errors import ArtifactError, CalibrationError
 from resq_tvm.network import Network
 from resq_tvm.passes.graph import Graph, const_value, op_name
 from resq_tvm.passes.weights import CODES, layer_codes, output_axis, quantize_weight
@@ -116,6 +116,16 @@ def test_silent_inputs_and_long_sums_keep_the_nearest_codes(
     frames = run_of(x)
     assert rounding.round_weights(main, {"layer": "W8A8"}, frames, "channel", print) == {}
     assert rounding.round_weights(main, {"layer": "float"}, frames, "channel", print) == {}
+
+
+def test_inputs_that_are_not_finite_are_named(rng: np.random.Generator) -> None:
+    main, x = layer("conv", rng)
+    frames = run_of(torch.full_like(x, float("nan")))
+    assert rounding.round_weights(main, {"layer": "W8A8"}, frames, "channel", print) == {}
+    clip = moving_clip(6)
+    huge = [frame / np.abs(clip).max() * np.float32(3e38) for frame in clip]
+    with pytest.raises(CalibrationError, match="is not finite on a"):
+        calibrate(small_network(), [huge], "W8A8->W4A4", candidates=4, period=3)
 
 
 def test_small_memory_gives_the_same_layers(monkeypatch: pytest.MonkeyPatch) -> None:
