@@ -92,7 +92,10 @@ def layer_codes(
     bits, granularity
         As of `quantize_weight`, whose results these are where nothing else was found.
     """
-    codes, scales = quantize_weight(const_value(call.args[1]), name_of(call), bits, granularity)
+    weight, operator = const_value(call.args[1]), name_of(call)
     rounded = main.attrs[CODES] if main.attrs is not None and CODES in main.attrs else {}
     name = codes_name(layer, bits)
-    return (np.asarray(rounded[name].numpy()) if name in rounded else codes), scales
+    if name not in rounded:
+        return quantize_weight(weight, operator, bits, granularity)
+    scales = weight_scales(weight, operator, bits, granularity)
+    return np.asarray(rounded[name].numpy()), scales.reshape(-1)

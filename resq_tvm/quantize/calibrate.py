@@ -9,7 +9,7 @@ quantizers are fitted in groups, the network runs once per group.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from resq_tvm.quantize.precise import with_precise_layers
 from resq_tvm.quantize.qnet import QuantizedNetwork
 from resq_tvm.quantize.range_search import LayerProbe, fit_scale, fit_shifts
 from resq_tvm.quantize.rounding import round_weights
-from resq_tvm.quantize.samples import Clip, FrameGroups, Store, collect, read_groups
+from resq_tvm.quantize.samples import Clip, FrameGroups, Store, by_size, collect, read_groups
 from resq_tvm.scheme import PrecisionPlan, Scheme
 
 PROGRAMS = ("keyframe", "residual")
@@ -217,7 +217,7 @@ class _Fitter:
         scales: dict[str, dict[str, float]] = {program: {} for program in PROGRAMS}
         tasks = self._tasks()
         done = 0
-        for group in _by_size(tasks):
+        for group in by_size(tasks, lambda task: task.sample_bytes, _GROUP_BYTES):
             store = collect(self.main, self.frames, _wanted(group), self.recurrent)
             for task in group:
                 scales[task.program][task.point.name] = self._fit(task, store)
@@ -276,19 +276,6 @@ class _Fitter:
 def _check_share(precise: float) -> None:
     if not 0 <= precise <= 1:
         raise ConfigError(f"precise {precise} is out of range; use a share of 0 to 1")
-
-
-def _by_size(tasks: list[_Task]) -> Iterator[list[_Task]]:
-    group: list[_Task] = []
-    size = 0
-    for task in tasks:
-        if group and size + task.sample_bytes > _GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(task)
-        size += task.sample_bytes
-    if group:
-        yield group
 
 
 def _wanted(group: list[_Task]) -> dict[str, dict[str, frozenset[int]]]:

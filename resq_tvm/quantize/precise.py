@@ -19,7 +19,7 @@ import torch
 from resq_tvm.bops import layer_macs
 from resq_tvm.passes.graph import Graph, op_name
 from resq_tvm.passes.quantizers import quant_points
-from resq_tvm.quantize.samples import FrameGroups, Inputs
+from resq_tvm.quantize.samples import FrameGroups, spread
 from resq_tvm.reference.executor import Executor
 from resq_tvm.reference.operands import Kernel
 from resq_tvm.reference.ops_linear import linear
@@ -123,7 +123,7 @@ def layer_noise(
 
     names = {op_name(call) for _, call in calls}
     execute = Executor(main, watch=(), operators=dict.fromkeys(names, build))
-    inputs = _spread(frames)
+    inputs = [run[0] for run in spread(frames.groups, _FRAMES)]
     exact = [_outputs(execute(*one)) for one in inputs]
     energies = [sum(float(y.square().sum()) for y in same) for same in zip(*exact, strict=True)]
     table = []
@@ -137,12 +137,6 @@ def layer_noise(
         table.append(LayerNoise(layer, float(noise), macs[layer] / sum(macs.values())))
         progress(f"noise {number + 1}/{len(quantizers)} {layer}")
     return table
-
-
-def _spread(frames: FrameGroups) -> list[Inputs]:
-    groups = frames.groups
-    places = np.linspace(0, len(groups) - 1, min(_FRAMES, len(groups))).round().astype(int)
-    return [groups[i][0] for i in places]
 
 
 def _outputs(result: Any) -> list[torch.Tensor]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from resq_tvm.passes.graph import const_value, op_name
 from resq_tvm.passes.quantizers import QuantPoint
 from resq_tvm.passes.weights import output_axis
+from resq_tvm.quantize.samples import spread
 from resq_tvm.reference.ops_linear import float_layer
 from resq_tvm.scheme import code_limit
 
@@ -90,7 +91,7 @@ def fit_scale(
         return Fit(float(np.float32((fallback or 1.0) / limit)), 0.0)
     step = np.float32(largest / limit / candidates)
     with torch.no_grad():
-        few = _Trial(point, probes, _spread(samples, _FIRST_SAMPLES), limit)
+        few = _Trial(point, probes, _few(samples), limit)
         line = {k: few.error(np.float32(k) * step) for k in range(1, candidates + 1)}
         best = min(line, key=line.__getitem__)
         trial = _Trial(point, probes, samples, limit)
@@ -125,7 +126,7 @@ def fit_shifts(
         bits have 0, and so have 0 bits, which need none.
     """
     shifts = []
-    few = _spread(samples, _FIRST_SAMPLES)
+    few = _few(samples)
     with torch.no_grad():
         for bits in point.pool[:-1]:
             best = 0
@@ -140,15 +141,8 @@ def fit_shifts(
     return (*shifts, 0)
 
 
-def _spread(
-    samples: Mapping[str, Sequence[torch.Tensor]], count: int
-) -> dict[str, list[torch.Tensor]]:
-    """Take ``count`` samples of every value, evenly spread."""
-    chosen = {}
-    for value, tensors in samples.items():
-        indices = np.linspace(0, len(tensors) - 1, min(count, len(tensors))).round()
-        chosen[value] = [tensors[int(i)] for i in indices]
-    return chosen
+def _few(samples: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, list[torch.Tensor]]:
+    return {value: spread(tensors, _FIRST_SAMPLES) for value, tensors in samples.items()}
 
 
 class _Trial:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from resq_tvm.passes.graph import Graph, const_value, op_name
 from resq_tvm.passes.weights import codes_name, quantize_weight, weight_scales
-from resq_tvm.quantize.samples import FrameGroups
+from resq_tvm.quantize.samples import FrameGroups, by_size, spread
 from resq_tvm.reference.executor import Executor
 from resq_tvm.reference.operands import ints
 from resq_tvm.scheme import Scheme, code_limit
@@ -68,7 +68,7 @@ def round_weights(
     """
     found: Codes = {}
     tasks = list(_tasks(main, layers))
-    for group in _by_size(tasks):
+    for group in by_size(tasks, lambda task: task.bytes, _BYTES):
         _observe(main, group, frames)
         for task in group:
             for bits, moment in task.moments.items():
@@ -125,32 +125,20 @@ def _size(call: Any) -> tuple[int, int] | None:
     return (1, shape[3]) if int(call.attrs.groups) == 1 else None
 
 
-def _by_size(tasks: list[_Task]) -> Iterator[list[_Task]]:
-    group: list[_Task] = []
-    for task in tasks:
-        if group and sum(t.bytes for t in group) + task.bytes > _BYTES:
-            yield group
-            group = []
-        group.append(task)
-    if group:
-        yield group
-
-
 def _observe(main: Any, tasks: list[_Task], frames: FrameGroups) -> None:
     """Fill the moments of some layers."""
     seen: dict[str, torch.Tensor] = {}
     run = Executor(main, watch={task.value for task in tasks}, observe=seen.__setitem__)
-    count = min(_GROUPS, len(frames.groups))
-    chosen = np.linspace(0, len(frames.groups) - 1, count).round().astype(int)
+    groups = spread(frames.groups, _GROUPS)
     draw = torch.Generator().manual_seed(0)
-    for group in (frames.groups[i] for i in chosen):
+    for group in groups:
         run(*group[0])
         keys = dict(seen)
         if len(group) > 1:
             run(*group[-1])
         for task in tasks:
             least, most = _ROWS
-            rows = -(-min(max(2 * task.size[1], least), most) // count)
+            rows = -(-min(max(2 * task.size[1], least), most) // len(groups))
             for bits, residual in task.residual.items():
                 value = seen[task.value]
                 if residual:

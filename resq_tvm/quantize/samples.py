@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from resq_tvm.errors import CalibrationError
 from resq_tvm.network import Network
 from resq_tvm.reference.executor import Executor
 
+Item = TypeVar("Item")
 Frame = NDArray[Any] | tuple[NDArray[Any], ...]
 Clip = Iterable[Frame]
 Inputs = tuple[torch.Tensor, ...]
@@ -127,6 +128,26 @@ def read_clip(net: Network, clip: Clip, number: int = 0) -> list[Inputs]:
         If a frame does not fit the network or is not finite.
     """
     return [_inputs(net, f, f"clip {number}, frame {index}") for index, f in enumerate(clip)]
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """Take at most ``most`` items, evenly spread; the first and the last are among them."""
+    places = np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)
+    return [items[i] for i in places]
+
+
+def by_size(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
+    """Cut items into runs whose sizes add up to at most ``most``, or that are of one item."""
+    group: list[Item] = []
+    total = 0
+    for item in items:
+        if group and total + size(item) > most:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size(item)
+    if group:
+        yield group
 
 
 def collect(
