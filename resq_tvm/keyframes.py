@@ -33,6 +33,7 @@ MAX_PERIODS = 4  # the default max_distance, in periods
 LONGEST_REST = 16  # frames without state before residuals are considered again
 _SHORTEST_GROUP = 4  # that is expected: a few bad groups must not hide that the scene calmed down
 _USUAL = 8  # residual groups are taken to last so many frames until some have been seen
+_REPEATING = 2  # so many times shorter are both where frames that repeat an output do not count
 _WEIGHT = 0.25  # of the latest group in what is expected of groups
 
 
@@ -144,7 +145,9 @@ class KeyframeSchedule:
         self._rested = 0  # length of the latest rest, 0 after a group that paid
         self._rest = 0  # frames without state still to come
         self._resting = False  # the state is of another time
-        self._usual = float(min(limit, _USUAL))
+        shorter = 1 if policy.repeat is None else _REPEATING
+        self._shortest = min(limit, _SHORTEST_GROUP // shorter)
+        self._usual = float(min(limit, _USUAL // shorter))  # frames of a group that are computed
         self._before: float | None = None  # what the frame before was expected to cost
 
     def force(self, reason: Reason) -> None:
@@ -268,7 +271,7 @@ class KeyframeSchedule:
 
     def _renew(self, reason: Reason) -> Decision:
         """End a group: a keyframe, or a rest if the group did not pay."""
-        seen = max(min(self._computed, self.limit), min(_SHORTEST_GROUP, self.limit))
+        seen = max(min(self._computed, self.limit), self._shortest)
         self._usual += _WEIGHT * (seen - self._usual)
         if self.guards and self.can_rest and not self._paid:
             return self._start_rest()

@@ -88,21 +88,39 @@ class DepthwiseBlock:
             self._reduce(segment, acc, o, i, x0, c)
 
     def _reduce(self, s: Segment, acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr) -> None:
+        code = self.ctx.code
+        # With zero point 0, two products, at most 127 · 127 each, fit into int16 together: they
+        # are widened once. With another one, 255 · 127 does not even fit by itself.
+        together = 1 if self.ctx.kernel.code.zero_point else 2
+        pairs, single = divmod(s.columns, together)
+        with code.loop(s.rows, "ky") as a:
+            if pairs:
+                with code.loop(pairs, "kx") as b:
+                    self._taps(s, acc, o, i, x0, c, a, [b * together + n for n in range(together)])
+            if single:
+                self._taps(s, acc, o, i, x0, c, a, [s.columns - 1])
+
+    def _taps(
+        self, s: Segment, acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr, a: Expr,
+        columns: list[Expr],
+    ) -> None:  # fmt: skip
+        """Add the products of some taps of row ``a``, whose sums the narrow type can hold."""
         code, kernel = self.ctx.code, self.ctx.kernel
         zero_point = kernel.code.zero_point
-        # With zero point 0, |code · weight| <= 127 · 127 fits int16; else 255 · 127 does not.
         narrow = "int32" if zero_point else "int16"
         spec = kernel.tensor(s.input)
         iy, ix = self.anchor.in_stride
-        with code.loop(s.rows, "ky") as a, code.loop(s.columns, "kx") as b:
-            w = load(self.weight, [o, a * s.columns + b + s.start, 0], LANES)
-            w = code.bind(cast(w, narrow, LANES))
-            y = i * iy + (a * s.step_y + s.dy + spec.halo[0])
-            for n in range(self.width):
+        weights = [load(self.weight, [o, a * s.columns + b + s.start, 0], LANES) for b in columns]
+        weights = [code.bind(cast(w, narrow, LANES)) for w in weights]
+        y = i * iy + (a * s.step_y + s.dy + spec.halo[0])
+        for n in range(self.width):
+            products: Any = None
+            for b, w in zip(columns, weights, strict=True):
                 x: Expr = (x0 + n) * ix + (b * s.step_x + s.dx + spec.halo[1])
                 vector = load_vector(self.ctx, s.input, [0, y, x, c], self.block)
                 value = cast(vector, narrow, LANES)
                 if zero_point:
                     value = value - constant(zero_point, narrow, LANES)
-                product = cast(value * w, "int32", LANES)
-                code.store(acc[n], [0], load(acc[n], [0], LANES) + product, LANES)
+                products = value * w if products is None else products + value * w
+            total = cast(products, "int32", LANES)
+            code.store(acc[n], [0], load(acc[n], [0], LANES) + total, LANES)

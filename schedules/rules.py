@@ -108,7 +108,8 @@ def depthwise(kernel: FusedKernel, target: Target) -> Decision | None:
         return None
     if target.arm and max((len(p.taps) for p in anchor.phases), default=0) <= _MANY_TAPS:
         return Decision("depthwise", "narrow", tile_x=4)
-    return Decision("depthwise", "taps", tile_x=4 if target.isa == "avx512-vnni" else 2)
+    wide = target.isa == "avx512-vnni" or (target.isa == "avx2" and kernel.sparse is None)
+    return Decision("depthwise", "taps", tile_x=4 if wide else 2)
 
 
 def arm(kernel: FusedKernel, target: Target) -> Decision | None:

@@ -237,6 +237,16 @@ def test_repeats_do_not_make_keyframes_pay() -> None:
     assert stream.ms < 1.1 * 20 * stream.costs.frame
 
 
+def test_groups_of_few_computed_frames_end_sooner() -> None:
+    # Residuals are cheaper than frames on their own, but every period has only three computed ones.
+    stream = Stream(KeyframePolicy(repeat=0.25), 8)
+    played = stream.play(0.36 * (n // 3) for n in range(120))
+    assert stream.costs.residual(0.36) < stream.costs.frame
+    assert played == "K==r==" + "f==" * 38
+    every = Stream(KeyframePolicy(), 8).play(0.03 * n for n in range(16))
+    assert every == "KrrrrrrrKrrrrrrr"
+
+
 def test_residuals_come_back_beside_repeats() -> None:
     stream = Stream(KeyframePolicy(repeat=0.01), 8)
     stream.play(MOVING[:30])

@@ -91,6 +91,17 @@ def test_extreme_codes_do_not_saturate(name, value, rng):
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("value", [-127, 127])
+@pytest.mark.parametrize("k", [3, 4, 5])
+def test_extreme_codes_do_not_overflow_depthwise(name, value, k, rng):
+    target = target_or_skip(name)
+    anchor, inputs, h, w = conv_of(target, rng, (20,), 20, (5, 9), (k, k), groups=20)
+    anchor.weight[:] = np.where(rng.random(anchor.weight.shape) < 0.9, 127, -127)
+    kernel = accumulator_kernel(target, anchor, inputs, h, w)
+    check(kernel, target, rng, {"x0": np.full((5, 9, 20), value, np.int32)})
+
+
+@pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("groups,channels,o", [(2, 16, 32), (3, 12, 9), (4, 128, 64)])
 def test_grouped(name, groups, channels, o, rng):
     target = target_or_skip(name)

@@ -48,6 +48,7 @@ def test_vnni_tiles_hide_the_latency_of_the_dot_product():
 def test_depthwise_rules():
     vnni, avx2 = PRESETS["x86-avx512-vnni"], PRESETS["x86-avx2"]
     assert decide(conv_kernel(vnni, 32, 32, 9, 9, 3, 32), vnni).method == "quads"
+    assert decide(conv_kernel(avx2, 32, 32, 9, 9, 3, 32), avx2).tile_x == 4
     assert decide(conv_kernel(avx2, 32, 32, 9, 9, 3, 32), avx2).method == "taps"
     # A window of 81 taps would be unrolled to thousands of statements.
     assert decide(conv_kernel(vnni, 32, 32, 9, 9, 9, 32), vnni).method == "taps"

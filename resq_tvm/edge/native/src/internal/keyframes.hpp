@@ -102,7 +102,8 @@ class KeyframeSchedule {
         can_peek_(abilities.can_peek),
         looks_(abilities.can_probe && (policy.guard || policy.adaptive)),
         guards_(abilities.can_probe && policy.guard),
-        usual_(std::min(limit, kUsual)) {}
+        shortest_(std::min<std::int64_t>(limit, kShortestGroup / (policy.repeat ? kRepeating : 1))),
+        usual_(std::min(limit, kUsual / (policy.repeat ? kRepeating : 1))) {}
 
   // Makes the next frame a keyframe.
   void force(Reason reason) {
@@ -187,6 +188,7 @@ class KeyframeSchedule {
   static constexpr int kLongestRest = 16;  // frames until residuals are considered again
   static constexpr std::int64_t kShortestGroup = 4;  // that is expected: the scene may have calmed down
   static constexpr int kUsual = 8;  // residual groups are taken to last so many frames at first
+  static constexpr int kRepeating = 2;  // so many times shorter where outputs are repeated
   static constexpr double kWeight = 0.25;  // of the latest group in what is expected of groups
   static constexpr Decision kResidual{Kind::residual, Reason::none};
 
@@ -218,8 +220,7 @@ class KeyframeSchedule {
 
   // Ends a group: a keyframe, or a rest if the group did not pay.
   Decision renew(Reason reason) {
-    const std::int64_t shortest = std::min(kShortestGroup, limit_);
-    const std::int64_t seen = std::max(std::min(computed_, limit_), shortest);
+    const std::int64_t seen = std::max(std::min(computed_, limit_), shortest_);
     usual_ += kWeight * (seen - usual_);
     if (guards_ && can_rest_ && !paid()) return start_rest();
     rested_ = 0;
@@ -253,7 +254,8 @@ class KeyframeSchedule {
   int rested_ = 0;                  // length of the latest rest, 0 after a group that paid
   int rest_ = 0;                    // frames without state still to come
   bool resting_ = false;            // the state is of another time
-  double usual_;                    // length of a residual group
+  std::int64_t shortest_;           // residual group that is expected
+  double usual_;                    // frames of a residual group that are computed
   std::optional<double> before_;    // what the frame before was expected to cost
 };
 
