@@ -108,7 +108,9 @@ def depthwise(kernel: FusedKernel, target: Target) -> Decision | None:
         return None
     if target.arm and max((len(p.taps) for p in anchor.phases), default=0) <= _MANY_TAPS:
         return Decision("depthwise", "narrow", tile_x=4)
-    wide = target.isa == "avx512-vnni" or (target.isa == "avx2" and kernel.sparse is None)
+    rows, columns = phase_plane(kernel, anchor)
+    changing = kernel.sparse is None or rows * columns <= _FEW_PIXELS
+    wide = target.isa == "avx512-vnni" or (target.isa == "avx2" and changing)
     return Decision("depthwise", "taps", tile_x=4 if wide else 2)
 
 

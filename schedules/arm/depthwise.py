@@ -53,6 +53,8 @@ def tap_groups(weights: NDArray[np.int8], limit: int) -> list[int]:
 class _ArmBlock(DepthwiseBlock):
     """One phase on one run of channel vectors."""
 
+    widened = False
+
     def reduce(self, acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr) -> None:
         """Add all products to the accumulators of a tile."""
         code = self.ctx.code
