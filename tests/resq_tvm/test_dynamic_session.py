@@ -249,7 +249,8 @@ def test_frame_program_with_parameters_of_its_own() -> None:
         chosen = usual(kernel)
         if chosen.decision.method != "dot" or "state" in kernel.name:
             return chosen
-        return replace(chosen, decision=replace(chosen.decision, tile_o=1))
+        other = 2 if chosen.decision.tile_o == 1 else 1  # what the target's rules did not choose
+        return replace(chosen, decision=replace(chosen.decision, tile_o=other))
 
     wide = dynamic(small_network(channels=24), period=PERIOD)
     lowered, names = lower_network(wide, target, decide=decide)
