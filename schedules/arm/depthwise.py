@@ -70,8 +70,7 @@ class _ArmBlock(DepthwiseBlock):
         for size in tap_groups(weights, limit):
             sums = self._sum(taps[first : first + size], o, i, x0, c)
             for n, total in enumerate(sums):
-                wide = cast(code.bind(total, "s"), "int32", LANES)
-                code.store(acc[n], [0], load(acc[n], [0], LANES) + wide, LANES)
+                self.add(acc, n, code.bind(total, "s"))
             first += size
 
     def _taps(self) -> list[Tap]:
