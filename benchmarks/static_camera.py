@@ -113,8 +113,9 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
     if name in given:
         dynamic = QuantizedNetwork.load(given[name])
     else:
-        qnet = resq.calibrate(net, [first], args.scheme, period=case.period, precise=args.precise)
-        qnet = qnet.with_held_outputs(case.held)
+        qnet = resq.calibrate(
+            net, [first], args.scheme, period=case.period, precise=args.precise, held=case.held
+        )
         error = error_against_float(net, processing.task, float_outputs(net, first))
         trials = artifact(f"{name}_trials", qnet, processing, folder)
         dynamic, report = resq.fit_thresholds(

@@ -9,7 +9,8 @@ behind it. Groups are ordered by creation; an elementwise operator joins the lat
 reads, so a group reads only from earlier groups and running them in order is right. Operators that
 read nothing but parameters *float*: they are recomputed inside every group that reads them, and
 get a group of their own only where an anchor or an output needs them. Concatenations of codes
-belong to the layer that reads them and are never materialised.
+belong to the layer that reads them and are never materialised. A layer that reads two codes is one
+group with two anchors (`resq_tvm.passes.two_codes`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from resq_tvm.passes.graph import (
 )
 from resq_tvm.passes.operators import ELEMENTWISE
 from resq_tvm.passes.policy import CHOOSE, GATE
+from resq_tvm.passes.two_codes import first_products
 
 ANCHORS = {
     "relax.nn.conv2d": "resq.conv",
@@ -85,25 +87,29 @@ class FuseKernels:
     ----------
     apart : set of str
         Elementwise operators that the target lacks: they stay opaque.
+    together : bool
+        Whether layers that read two codes become one kernel.
     """
 
-    def __init__(self, apart: frozenset[str] = frozenset()) -> None:
-        self.apart = apart
+    def __init__(self, apart: frozenset[str] = frozenset(), together: bool = True) -> None:
+        self.apart, self.together = apart, together
 
     def transform_module(self, mod: tvm.IRModule, _ctx: Any) -> tvm.IRModule:
         """Return a module with the two programs fused; other functions are dropped."""
         out = tvm.IRModule()
         for name in ("keyframe", "residual"):
             if name in [g.name_hint for g in mod.get_global_vars()]:
-                _Fuser(name, mod[name], self.apart).into(out)
+                _Fuser(name, mod[name], self.apart, self.together).into(out)
         return out
 
 
 class _Fuser:
-    def __init__(self, program: str, func: Any, apart: frozenset[str]) -> None:
+    def __init__(self, program: str, func: Any, apart: frozenset[str], together: bool) -> None:
         self.program, self.apart = program, apart
         self.graph = Graph.of(func)
         self.producers = self.graph.producers
+        self.before = first_products(self.graph) if together else {}
+        self.waiting = {v for members in self.before.values() for v in members}
         self.groups: list[_Group | Any] = []  # a _Group, or the variable of an opaque operator
         self.home: dict[Any, int] = {}  # variable → index in groups
         self.floating: set[Any] = set()
@@ -129,8 +135,12 @@ class _Fuser:
 
     def place(self, var: Any, call: Any) -> None:
         """Assign one operator to a group."""
+        if var in self.waiting:  # for the layer's other code
+            return
         name = op_name(call)
-        reads = list(dict.fromkeys(inputs_of(call)))
+        before = self.before.get(var, [])
+        layers = [self.producers[v] for v in before[:1]] + [call]
+        reads = list(dict.fromkeys(v for layer in layers for v in inputs_of(layer)))
         if name == "relax.concat" and str(var.ty.dtype) == "int8":
             self.virtual.add(var)
             for v in reads:
@@ -147,9 +157,10 @@ class _Fuser:
         else:
             for v in reads:
                 self._materialise(v)
-            self.home[var] = len(self.groups)
+            members = [*before, var]
+            self.home.update(dict.fromkeys(members, len(self.groups)))
             anchored = name in ANCHORS and self._fits(var, call)
-            self.groups.append(_Group(ANCHORS[name], plane_of(var), [var]) if anchored else var)
+            self.groups.append(_Group(ANCHORS[name], plane_of(var), members) if anchored else var)
 
     def _fits(self, var: Any, call: Any) -> bool:
         if op_name(call) == "relax.mean":

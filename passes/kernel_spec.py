@@ -1,11 +1,13 @@
 """Read a composite function into the `FusedKernel` that the schedules emit.
 
-The composite holds at most one anchor; what follows becomes the epilogue's nodes one to one.
+The composite holds at most one anchor, or the two of a layer that reads two codes; what follows
+becomes the epilogue's nodes one to one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -171,7 +173,10 @@ class _Reader:
         for var, call in self.graph.bindings:
             if not op_name(call):
                 continue
-            if op_name(call) in ANCHORS:
+            if op_name(call) in ANCHORS and isinstance(anchor, Conv):
+                anchor = replace(anchor, rest=self._codes(call))
+                self.index[var] = self._node(Node("rest"))
+            elif op_name(call) in ANCHORS:
                 anchor = self._anchor(call)
                 self.index[var] = self._node(Node("anchor"))
             elif op_name(call) != "relax.concat":
@@ -286,18 +291,21 @@ class _Reader:
     def _input(self, call: Any) -> str:
         return self.reads[call.args[0]].name
 
-    def _conv(self, call: Any) -> Anchor:
+    def _codes(self, call: Any) -> tuple[str, ...]:
+        """Return the inputs of a convolution or matmul; concatenated ones by themselves."""
         source = call.args[0]
         cat = self.graph.producers.get(source)
         pieces = inputs_of(cat) if cat is not None else [source]
-        names = tuple(self.reads[p].name for p in pieces)
+        return tuple(self.reads[p].name for p in pieces)
+
+    def _conv(self, call: Any) -> Anchor:
         weight = const_value(call.args[1])
         if op_name(call) == "relax.matmul":
             weight = np.ascontiguousarray(weight.T)[:, None, None, :]
         phases, in_stride, out_stride = conv_phases(call)
         groups = 1 if op_name(call) == "relax.matmul" else int(call.attrs.groups)
         kind = Conv if weight.dtype == np.int8 else FloatConv
-        return kind(names, weight, phases, in_stride, out_stride, groups)
+        return kind(self._codes(call), weight, phases, in_stride, out_stride, groups)
 
     def _pool(self, call: Any) -> Anchor:
         at = call.attrs

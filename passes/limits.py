@@ -46,7 +46,7 @@ class CodeLimits:
             spec.name: self._limits.get(var, _LARGEST_CODE)
             for spec, var in zip(kernel.inputs, arguments, strict=True)
         }
-        codes = max(known[name] for name in anchor.inputs)
+        codes = max(known[name] for name in anchor.reads)
         largest = int(np.abs(anchor.weight.astype(np.int32)).max(initial=1))
         weights = (1 << max(1, largest).bit_length()) - 1  # the precision's own limit
         choices = {

@@ -136,7 +136,11 @@ class _PhaseBlock:
         self.ctx, self.code, self.epilogue = ctx, ctx.code, epilogue
         self.anchor, self.phase, self.block = anchor, phase, block
         self.rows, self.columns = _plane(ctx, anchor, phase)
-        self.core = core(ctx, phase, block)
+        first = core(ctx, phase, block)
+        self.cores: list[Any] = [first]
+        if anchor.rest:
+            assert not isinstance(first, TernaryCore)  # their codes have more than 2 bits
+            self.cores.append(first.over(anchor.rest))
 
     def band(self, o: Expr, y0: Expr, tile_y: int) -> None:
         """Emit one band of ``tile_y`` rows for channel block ``o``, or for all of them."""
@@ -166,14 +170,12 @@ class _PhaseBlock:
         if ahead and self.ctx.kernel.sparse is None:
             shape = (tile_y, tile_x)
             fetch_ahead(self.ctx, shape, lambda i, j: place(i, j + ahead), first, len(lanes))
-        if tile.pixels:
-            sums = self.core.reduce(o, 0, 0, list(tile.pixels), changed)
-        else:
-            pixels = [(i, j) for i in range(tile_y) for j in range(tile_x)]
-            sums = self.core.reduce(o, tile.y, tile.x, pixels, changed)
+        y0, x0 = (0, 0) if tile.pixels else (tile.y, tile.x)
+        pixels = tile.pixels or [(i, j) for i in range(tile_y) for j in range(tile_x)]
+        sums = []
+        for core in self.cores:
+            tiles = core.reduce(o, y0, x0, list(pixels), changed)
+            sums.append(tiles if core.in_memory else [self.epilogue.spill(t) for t in tiles])
         for v, width in enumerate(lanes):
-            c = first + v * LANES
-            if self.core.in_memory:
-                self.epilogue.spilled(sums[v], (tile_y, tile_x), place, c, width)
-            else:
-                self.epilogue.tile(sums[v], tile_x, place, c, width)
+            own = [tiles[v] for tiles in sums]
+            self.epilogue.tile(own, (tile_y, tile_x), place, first + v * LANES, width)

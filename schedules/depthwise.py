@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from tvm import tirx
 from resq_tvm.schedules.code import Expr, cast, constant, intrinsic, load, reinterpret
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context, ceil_div, load_vector
 from resq_tvm.schedules.epilogue import Epilogue
-from resq_tvm.schedules.packing import Segment, pack_weight, segments_of
+from resq_tvm.schedules.packing import Segment, pack_weight, reading, segments_of
 from resq_tvm.schedules.reach import convolution
 from resq_tvm.schedules.sparse import changed_tiles
 from resq_tvm.schedules.spec import Conv, Phase
@@ -62,6 +63,9 @@ class DepthwiseBlock:
         self.ctx, self.epilogue, self.anchor, self.phase = ctx, epilogue, anchor, phase
         self.block, self.width = block, width
         self.segments = segments_of(ctx.kernel, phase, 1)
+        self.products = [self.segments]
+        if anchor.rest:
+            self.products.append(reading(self.segments, anchor.inputs, anchor.rest))
         packed = pack_weight(anchor.weight, self.segments, 1, ctx.vectors)[..., 0]
         chosen = packed[block.start : block.start + block.count]
         self.narrow = "int32" if ctx.kernel.code.zero_point else "int16"
@@ -72,25 +76,30 @@ class DepthwiseBlock:
         """Emit one tile of channel vector ``o``; if not ``active``, on accumulators of zero."""
         code, phase = self.ctx.code, self.phase
         c = (o + self.block.start) * LANES
-        acc: list[Any] = []
-        for _ in range(self.width):
-            acc.append(code.allocate(LANES, "int32"))
-            code.store(acc[-1], [0], constant(0, "int32", LANES), LANES)
-        with nullcontext() if active is None else code.when(active != 0):
-            self.reduce(acc, o, i, x0, c)
+        sums = []
+        for segments in self.products:
+            acc: list[Any] = []
+            for _ in range(self.width):
+                acc.append(code.allocate(LANES, "int32"))
+                code.store(acc[-1], [0], constant(0, "int32", LANES), LANES)
+            with nullcontext() if active is None else code.when(active != 0):
+                self.reduce(segments, acc, o, i, x0, c)
+            sums.append(self.epilogue.spill(acc))
         (lanes,) = self.block.lanes
         sy, sx = self.anchor.out_stride
         self.epilogue.tile(
-            acc,
-            self.width,
+            sums,
+            (1, self.width),
             lambda _, j: (i * sy + phase.oy, (x0 + j) * sx + phase.ox),
             c,
             lanes,
         )
 
-    def reduce(self, acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr) -> None:
+    def reduce(
+        self, segments: Sequence[Segment], acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr
+    ) -> None:
         """Add all products to the accumulators of a tile."""
-        for segment in self.segments:
+        for segment in segments:
             self._reduce(segment, acc, o, i, x0, c)
 
     def add(self, acc: list[Any], n: int, products: Expr) -> None:
@@ -143,7 +152,9 @@ class Avx2DepthwiseBlock(DepthwiseBlock):
     channels in order takes twice as many instructions, on one port.
     """
 
-    def reduce(self, acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr) -> None:
+    def reduce(
+        self, segments: Sequence[Segment], acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr
+    ) -> None:
         """Add all products to the accumulators of a tile."""
         code, half = self.ctx.code, LANES // 2
         self.sums = [
@@ -152,7 +163,7 @@ class Avx2DepthwiseBlock(DepthwiseBlock):
         for pair in self.sums:
             for part in pair:
                 code.store(part, [0], constant(0, "int32", half), half)
-        super().reduce(acc, o, i, x0, c)
+        super().reduce(segments, acc, o, i, x0, c)
         in_order = [n // 2 + half * (n % 2) for n in range(LANES)]
         for buffer, (even, odd) in zip(acc, self.sums, strict=True):
             whole = tirx.Shuffle([load(even, [0], half), load(odd, [0], half)], in_order)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from resq_tvm.schedules.code import Expr, load
 from resq_tvm.schedules.context import LANES, ChannelBlock, Context
 from resq_tvm.schedules.dots import dot_for
-from resq_tvm.schedules.packing import Segment, pack_weight, segments_of
+from resq_tvm.schedules.packing import Segment, pack_weight, reading, segments_of
 from resq_tvm.schedules.sparse import choose_row
 from resq_tvm.schedules.spec import Conv, Phase
 
@@ -51,6 +53,12 @@ class DotCore:
         if ctx.kernel.sparse is not None:  # a last row for tiles that get no products
             start = np.pad(start, ((0, 1), (0, 0)))
         self.start = ctx.constant("z", start)
+
+    def over(self, names: Sequence[str]) -> DotCore:
+        """Return the same sums, by the same weights, over other inputs."""
+        twin = copy(self)
+        twin.segments = reading(self.segments, self.anchor.inputs, names)
+        return twin
 
     def reduce(
         self, o: Expr, y0: Expr, x0: Expr, pixels: list[tuple[int, int]], changed: Expr | None

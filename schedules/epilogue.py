@@ -80,10 +80,21 @@ class Epilogue:
             if self.nodes[i].op == "vector"
         }
 
+    def spill(self, acc: Sequence[Any]) -> Any:
+        """Move a tile's accumulators, 16 × int32 each in registers, to memory, where they stay.
+
+        A loop over the columns of memory takes half the time to compile and is as fast: the
+        accumulators pass through the first cache level.
+        """
+        spill = self.code.allocate(LANES * len(acc), "int32", "spill")
+        for n, buffer in enumerate(acc):
+            self.code.store(spill, [n * LANES], load(buffer, [0], LANES), LANES)
+        return spill
+
     def tile(
         self,
-        acc: Sequence[Any],
-        columns: int,
+        sums: Sequence[Any],
+        shape: tuple[int, int],
         position: Callable[[int, Expr], tuple[Expr, Expr]],
         c: Expr,
         lanes: int,
@@ -92,52 +103,22 @@ class Epilogue:
 
         Parameters
         ----------
-        acc : sequence of buffers
-            16 × int32 each, in registers, row by row.
-        columns : int
-            Columns of the tile.
+        sums : sequence of buffers
+            Of the anchor and, if it has one, of its rest: int32 [pixel][16], row by row.
+        shape : (int, int)
+            Rows and columns of the tile.
         position : callable
             Maps a row and a column of the tile to the output's (y, x).
         c, lanes
             The first channel and how many.
         """
         self.channels(c, lanes)
-        # A loop over the columns takes half the time to compile and is as fast: the accumulators
-        # pass through the first cache level.
-        spill = self.code.allocate(LANES * len(acc), "int32", "spill")
-        for n, buffer in enumerate(acc):
-            self.code.store(spill, [n * LANES], load(buffer, [0], LANES), LANES)
-        self._rows(spill, (len(acc) // columns, columns), position, c, lanes)
-
-    def spilled(
-        self,
-        spill: Any,
-        shape: tuple[int, int],
-        position: Callable[[int, Expr], tuple[Expr, Expr]],
-        c: Expr,
-        lanes: int,
-    ) -> None:
-        """Evaluate the nodes on a tile of ``shape`` whose accumulators are in memory.
-
-        ``spill`` holds int32 [pixel][16]; other parameters as of `tile`.
-        """
-        self.channels(c, lanes)
-        self._rows(spill, shape, position, c, lanes)
-
-    def _rows(
-        self,
-        spill: Any,
-        shape: tuple[int, int],
-        position: Callable[[int, Expr], tuple[Expr, Expr]],
-        c: Expr,
-        lanes: int,
-    ) -> None:
         rows, columns = shape
         for i in range(rows):
             with self.code.loop(columns, "j") as j:
                 y, x = position(i, j)
-                value = load(spill, [(j + i * columns) * LANES], lanes)
-                self.pixel(value, y, x, c, lanes)
+                values = [load(spill, [(j + i * columns) * LANES], lanes) for spill in sums]
+                self.pixel(values[0], y, x, c, lanes, *values[1:])
 
     def finisher(
         self, stride: tuple[int, int] = (1, 1), offsets: Sequence[tuple[int, int]] = ((0, 0),)
@@ -153,14 +134,29 @@ class Epilogue:
 
         return finish if self.choosers else None
 
-    def pixel(self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
+    def pixel(
+        self,
+        anchor: Expr | None,
+        y: Expr,
+        x: Expr,
+        c: Expr,
+        lanes: int,
+        rest: Expr | None = None,
+    ) -> None:
         """Evaluate the nodes at one pixel and store; `channels` must have been called."""
-        values = self.evaluate(self.live, anchor, y, x, c, lanes)
+        values = self.evaluate(self.live, anchor, y, x, c, lanes, rest)
         for store in self.ctx.kernel.stores:
             self._store(store.node, store.name, values, (y, x, c), lanes)
 
     def evaluate(
-        self, wanted: list[int], anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int
+        self,
+        wanted: list[int],
+        anchor: Expr | None,
+        y: Expr,
+        x: Expr,
+        c: Expr,
+        lanes: int,
+        rest: Expr | None = None,
     ) -> dict[int, Expr]:
         """Return the values of nodes at one pixel; ``wanted`` holds what they read, in order."""
         values: dict[int, Expr] = {}
@@ -170,6 +166,8 @@ class Epilogue:
                 values[i] = self._shared[i]
             elif node.op == "anchor":
                 values[i] = anchor
+            elif node.op == "rest":
+                values[i] = rest
             elif node.op == "scalar":
                 values[i] = constant(node.value, "float32", lanes)
             elif node.op == "load":
@@ -316,6 +314,6 @@ class Epilogue:
             if zero_point:
                 value = value + constant(zero_point, "int32", lanes)
             value = cast(value, spec.dtype, lanes)
-        elif self.nodes[node].op in ("quantize", "anchor"):
+        elif self.nodes[node].op in ("quantize", "anchor", "rest"):
             value = cast(value, "float32", lanes)
         self._put(spec, at(spec, *position), value, lanes)

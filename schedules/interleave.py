@@ -180,21 +180,24 @@ class _Block:
         if ahead and self.ctx.kernel.sparse is None:
             fetch_ahead(self.ctx, self.tile, lambda i, j: place(i, j + ahead), c, 1)
         start = code.bind(load(self.start, [row, 0], LANES))
-        acc = {}
-        for at in [(r, n) for r in range(tile_y) for n in range(tile_x)]:
-            acc[at] = code.allocate(LANES, "int32")
-            code.store(acc[at], [0], start, LANES)
-        with nullcontext() if changed is None else code.when(changed):
-            self._reduce(acc, o, y0, x0, c)
-        self.epilogue.tile(list(acc.values()), tile_x, place, c, lanes)
+        sums = []
+        for name in self.anchor.reads:
+            acc = {}
+            for at in [(r, n) for r in range(tile_y) for n in range(tile_x)]:
+                acc[at] = code.allocate(LANES, "int32")
+                code.store(acc[at], [0], start, LANES)
+            with nullcontext() if changed is None else code.when(changed):
+                self._reduce(name, acc, o, y0, x0, c)
+            sums.append(self.epilogue.spill(list(acc.values())))
+        self.epilogue.tile(sums, self.tile, place, c, lanes)
 
-    def _reduce(self, acc: dict[Any, Any], o: Expr, y0: Expr, x0: Expr, c: Expr) -> None:
+    def _reduce(self, name: str, acc: dict[Any, Any], o: Expr, y0: Expr, x0: Expr, c: Expr) -> None:
         code, (_, tile_x) = self.code, self.tile
         order = code.bind(load(self.order, [0], _GROUP * LANES))
         stride = self.anchor.in_stride[1]
         shifts = sorted({dx for _, dx in self.plan.weights})
         for column in sorted({n * stride + dx for n in range(tile_x) for dx in shifts}):
-            quads = self._interleave(y0, x0, column, c, order)
+            quads = self._interleave(name, y0, x0, column, c, order)
             for r, n in acc:
                 for q, w in self.plan.weights.get((r, column - n * stride), []):
                     weight = load(self.weight, [o, w, 0], _GROUP * LANES)
@@ -204,9 +207,10 @@ class _Block:
                     )
                     code.store(acc[r, n], [0], new, LANES)
 
-    def _interleave(self, y0: Expr, x0: Expr, column: int, c: Expr, order: Any) -> list[Any]:
-        """Return the interleaved quads of rows of one input column."""
-        (name,) = self.anchor.inputs
+    def _interleave(
+        self, name: str, y0: Expr, x0: Expr, column: int, c: Expr, order: Any
+    ) -> list[Any]:
+        """Return the interleaved quads of rows of one column of an input."""
         spec = self.ctx.kernel.tensor(name)
         x = x0 * self.anchor.in_stride[1] + (column + spec.halo[1])
         top = y0 * self.anchor.in_stride[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from resq_tvm.schedules.spec import (
 Array = NDArray[Any]
 
 _IEEE_NODES = frozenset(
-    {"anchor", "load", "vector", "scalar", "dequantize", "add", "sub", "mul", "max", "min", "neg"}
-    | {"abs", "prelu", "round16", "quantize", "gate"}
+    {"anchor", "rest", "load", "vector", "scalar", "dequantize", "add", "sub", "mul", "max", "min"}
+    | {"neg", "abs", "prelu", "round16", "quantize", "gate"}
 )
 
 
@@ -122,6 +123,10 @@ def _node(
         case "anchor":
             assert anchor is not None
             return anchor
+        case "rest":
+            assert isinstance(kernel.anchor, Conv)
+            over = replace(kernel.anchor, inputs=kernel.anchor.rest, rest=())
+            return _conv(replace(kernel, anchor=over), inputs)
         case "load":
             return inputs[node.name].astype(f)
         case "vector":

@@ -123,9 +123,17 @@ class PackedEpilogue(Epilogue):
         spread = tirx.Shuffle([flags] * PACK, [p for p in range(PACK) for _ in range(SLOT)])
         return tirx.NE(spread, constant(0, "uint8", LANES))
 
-    def pixel(self, anchor: Expr | None, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
+    def pixel(
+        self,
+        anchor: Expr | None,
+        y: Expr,
+        x: Expr,
+        c: Expr,
+        lanes: int,
+        rest: Expr | None = None,
+    ) -> None:
         """Evaluate the nodes at four pixels, choose their bits, and store."""
-        values = self.evaluate(self.live, anchor, y, x, c, lanes)
+        values = self.evaluate(self.live, anchor, y, x, c, lanes, rest)
         for store in self.ctx.kernel.stores:
             own = dict(values)
             chooser = self.choosers.get(store.name)

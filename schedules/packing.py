@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -102,6 +103,12 @@ def segments_of(kernel: FusedKernel, phase: Phase, group: int) -> list[Segment]:
             start += segment.steps
         first += c
     return segments
+
+
+def reading(segments: list[Segment], inputs: Sequence[str], names: Sequence[str]) -> list[Segment]:
+    """Return segments that read other tensors in the place of their inputs, in the same order."""
+    new = dict(zip(inputs, names, strict=True))
+    return [replace(s, input=new[s.input]) for s in segments]
 
 
 def pack_weight(

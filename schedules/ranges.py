@@ -42,7 +42,7 @@ def node_ranges(kernel: FusedKernel) -> list[Range]:
 
 def _range(kernel: FusedKernel, node: Node, args: list[Range]) -> Range:
     match node.op:
-        case "anchor" if isinstance(kernel.anchor, Conv):
+        case "anchor" | "rest" if isinstance(kernel.anchor, Conv):
             magnitude = np.abs(kernel.anchor.weight.astype(np.float64)).sum(axis=(1, 2, 3))
             return _symmetric(_LARGEST_CODE * magnitude)
         case "load":

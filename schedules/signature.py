@@ -49,8 +49,8 @@ def signature(kernel: FusedKernel) -> str:
         return item
 
     anchor = {"kind": type(kernel.anchor).__name__, **value(kernel.anchor)}
-    for name in ("limits", "coarse"):
-        if anchor.get(name) is None:  # of targets that do not ask
+    for name in ("limits", "coarse", "rest"):
+        if not anchor.get(name):  # of targets that do not ask, of inputs with one code
             anchor.pop(name, None)
     nodes = [
         [n.op, list(n.args), names.get(n.name, ""), n.limit if n.op == "quantize" else 0]
@@ -114,6 +114,7 @@ def _restored(document: dict[str, Any], target: Target) -> FusedKernel:
         tuple(anchored["out_stride"]),
         int(anchored["groups"]),
         limits,
+        rest=tuple(anchored.get("rest", ())),
     )
     nodes, vectors = [], {}
     for n, (op, args, name, limit) in enumerate(document["nodes"]):

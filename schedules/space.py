@@ -104,7 +104,7 @@ def _prefetches(kernel: FusedKernel) -> tuple[int, ...]:
     """How many tiles ahead tensors that the epilogue touches may be fetched."""
     anchor = kernel.anchor
     assert isinstance(anchor, Conv)
-    states = [s for s in kernel.inputs if s.name not in anchor.inputs and s.h * s.w > 1]
+    states = [s for s in kernel.inputs if s.name not in anchor.reads and s.h * s.w > 1]
     return (0, 1, 2, 4) if states or kernel.outputs else (0,)
 
 

@@ -113,6 +113,10 @@ class Conv:
     Several ``inputs`` mean their concatenation along channels (never materialised): the weight's
     input channels are those of the inputs in order.
 
+    ``rest`` are the second codes of the inputs, of what rounding to the first ones leaves
+    (`resq_tvm.scheme.split`), in the same order and with the same channels: the same weights
+    multiply them, into sums of their own. It is empty where inputs have one code.
+
     ``weight`` is int8 ``(O, kh, kw, I)`` (for depthwise: ``(C, kh, kw, 1)``, ``groups == C``; for
     grouped convolutions I is per group).
 
@@ -129,6 +133,12 @@ class Conv:
     groups: int = 1
     limits: tuple[int, int] | None = None
     coarse: Coarse | None = None
+    rest: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All codes that it reads."""
+        return (*self.inputs, *self.rest)
 
     @property
     def depthwise(self) -> bool:
@@ -207,6 +217,7 @@ class Node:
     op                    value
     ====================  =====================================================================
     ``anchor``            the anchor's output: int32 for Conv, float32 otherwise
+    ``rest``              int32: the anchor's sums over ``Conv.rest``
     ``load``              ``name``: an input tensor at this pixel and these channels, as float32
                           (float16 is widened; codes are converted to their signed value);
                           tensors of 1 × 1 × C or 1 × 1 × 1 broadcast

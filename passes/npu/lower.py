@@ -107,7 +107,7 @@ def read_source(
     mod = partition(mod)
     observe("partitioned", mod)
     assert target.npu is not None
-    fuse: Any = FuseKernels(absent_operators(target.npu))
+    fuse: Any = FuseKernels(absent_operators(target.npu), together=False)
     mod = fuse(mod)
     observe("fused", mod)
     return Source(mod, target, decide, state_memory)

@@ -288,10 +288,11 @@ def obtain_qnet(
                 residual=residual,
                 rounding=rounding,
                 precise=precise,
+                held=hold or (),
                 tau=TAU if tau is None else tau,
                 progress=progress,
             )
-        done = _limited(done, tile_budget, hold)
+        done = _limited(done, tile_budget, None)
     if budget is None:
         return done, None
     return fit(

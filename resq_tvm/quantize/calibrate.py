@@ -25,7 +25,7 @@ from resq_tvm.passes.quantizers import QuantPoint, quant_points
 from resq_tvm.passes.weights import CODES, layer_codes
 from resq_tvm.quantize.noise import residual_noise
 from resq_tvm.quantize.precise import with_precise_layers
-from resq_tvm.quantize.qnet import QuantizedNetwork
+from resq_tvm.quantize.qnet import QuantizedNetwork, check_held_outputs
 from resq_tvm.quantize.range_search import LayerProbe, fit_scale, fit_shifts
 from resq_tvm.quantize.rounding import round_weights
 from resq_tvm.quantize.samples import Clip, FrameGroups, Store, by_size, collect, read_groups
@@ -56,6 +56,7 @@ def calibrate(
     tau: float = TAU,
     rounding: str = "gptq",
     precise: float = 0.0,
+    held: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> QuantizedNetwork:
     """Fit the quantizers of a network to clips (post-training quantization).
@@ -92,6 +93,9 @@ def calibrate(
     precise : float
         Share of the multiply-accumulates that keyframes may do twice, for inputs of 16 bits: the
         layers with the most rounding noise for it get them (`resq_tvm.quantize.precise`).
+    held : sequence of str
+        Outputs that are computed on keyframes alone (`QuantizedNetwork.with_held_outputs`); what
+        only they depend on gets no 16 bits.
     progress : callable, optional
         Called with one line as each quantizer is done.
 
@@ -125,6 +129,9 @@ def calibrate(
             f"residual {residual!r} does not go with scheme {str(plan.scheme)!r}: bits are chosen "
             "for residuals to the keyframe; use pairwise"
         )
+    known = [output.name for output in net.outputs]
+    if held:
+        check_held_outputs(held, known, str(plan.scheme), dynamic)
     annotate: Any = Annotate(plan)
     module = annotate(net.module)
     main = module["main"]
@@ -135,7 +142,8 @@ def calibrate(
         main = main.with_attr(CODES, {name: tvm.runtime.tensor(c) for name, c in codes.items()})
     if precise:
         fitter = _Fitter(main, frames, samples, candidates, granularity, False, PROGRAMS[:1])
-        main = with_precise_layers(main, fitter.run(say)["keyframe"], frames, precise, say)
+        aside = [n for n, name in enumerate(known) if name in held]
+        main = with_precise_layers(main, fitter.run(say)["keyframe"], frames, precise, say, aside)
     fitter = _Fitter(main, frames, samples, candidates, granularity, residual == "recurrent")
     scales = fitter.run(say)
     options = {"granularity": granularity, "residual": residual, "period": period}
@@ -149,7 +157,8 @@ def calibrate(
         }
         main = main.with_attr("resq.dynamic", json.dumps(policy))
     module["main"] = main.with_attr("resq.options", json.dumps(options))
-    return QuantizedNetwork(replace(net, module=module), str(plan.scheme))
+    qnet = QuantizedNetwork(replace(net, module=module), str(plan.scheme))
+    return qnet.with_held_outputs(held) if held else qnet
 
 
 def _gates(main: Any, frames: FrameGroups) -> dict[str, dict[str, Any]]:

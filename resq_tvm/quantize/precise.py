@@ -9,7 +9,7 @@ was before, where one scale serves values of many sizes. On keyframes these get 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,7 @@ def with_precise_layers(
     frames: FrameGroups,
     share: float,
     progress: Callable[[str], None],
+    held: Collection[int] = (),
 ) -> Any:
     """Return ``main`` with 16 activation bits on keyframes for the noisiest layers.
 
@@ -67,9 +68,11 @@ def with_precise_layers(
         Of all multiply-accumulates: what these layers have at most.
     progress : callable
         Called with a line as each layer is done.
+    held : collection of int
+        Numbers of outputs that do not count: residual frames, which build on keyframes, hold them.
     """
     layers: dict[str, str] = json.loads(str(main.attrs["resq.layers"]))
-    for layer in chosen(layer_noise(main, scales, frames, progress), share):
+    for layer in chosen(layer_noise(main, scales, frames, progress, held), share):
         scheme = Scheme.parse(layers[layer])
         layers[layer] = str(replace(scheme, key=replace(scheme.key, activation=MAX_KEY_BITS)))
     return main.with_attr("resq.layers", json.dumps(layers))
@@ -92,17 +95,22 @@ def layer_noise(
     scales: Mapping[str, float],
     frames: FrameGroups,
     progress: Callable[[str], None],
+    held: Collection[int] = (),
 ) -> list[LayerNoise]:
     """Measure the noise of every layer whose input has one code on keyframes, with float weights.
 
-    Parameters are those of `with_precise_layers`.
+    Layers that only held outputs depend on are left out. Parameters are those of
+    `with_precise_layers`.
     """
     layers: dict[str, str] = json.loads(str(main.attrs["resq.layers"]))
+    graph = Graph.of(main)
+    live = {v.name for v in graph.behind(v for n, v in enumerate(graph.outputs()) if n not in held)}
     quantizers: dict[str, tuple[float, int]] = {}
     for point in quant_points(main, layers, "keyframe"):
         if point.bits <= MAX_BITS:
-            quantizers |= {layer: (scales[point.name], point.bits) for layer in point.layers}
-    calls = Graph.of(main).layers()
+            own = live.intersection(point.layers)
+            quantizers |= {layer: (scales[point.name], point.bits) for layer in own}
+    calls = graph.layers()
     macs = {var.name: layer_macs(call) for var, call in calls}
     rounded = ""
 
@@ -124,14 +132,18 @@ def layer_noise(
     names = {op_name(call) for _, call in calls}
     execute = Executor(main, watch=(), operators=dict.fromkeys(names, build))
     inputs = [run[0] for run in spread(frames.groups, _FRAMES)]
-    exact = [_outputs(execute(*one)) for one in inputs]
+
+    def outputs(one: Any) -> list[torch.Tensor]:
+        return [y for n, y in enumerate(_outputs(execute(*one))) if n not in held]
+
+    exact = [outputs(one) for one in inputs]
     energies = [sum(float(y.square().sum()) for y in same) for same in zip(*exact, strict=True)]
     table = []
     for number, layer in enumerate(quantizers):
         rounded = layer
         squares = np.zeros(len(energies))
         for one, before in zip(inputs, exact, strict=True):
-            pairs = zip(_outputs(execute(*one)), before, strict=True)
+            pairs = zip(outputs(one), before, strict=True)
             squares += [float((y - x).square().sum()) for y, x in pairs]
         noise = sum(s / e for s, e in zip(squares, energies, strict=True) if e > 0)
         table.append(LayerNoise(layer, float(noise), macs[layer] / sum(macs.values())))

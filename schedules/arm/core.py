@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -54,6 +56,12 @@ class ArmCore:
             assert anchor.coarse is not None
             few, shift = (anchor.coarse.limit, limits[1]), anchor.coarse.shift
             self.coarse = made(ctx.decision.coarse, few, shift, self.usual)
+
+    def over(self, names: Sequence[str]) -> ArmCore:
+        """Return the same sums, by the same weights, over other inputs."""
+        twin = copy(self)
+        twin.usual = self.usual.over(names)
+        return twin
 
     def reduce(
         self, o: Expr, y0: Expr, x0: Expr, pixels: list[tuple[int, int]], changed: Expr | None

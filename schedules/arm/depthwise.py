@@ -9,6 +9,7 @@ Reference: Arm Architecture Reference Manual, SMULL, SMLAL and SADDW (vector).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from resq_tvm.schedules.arm.depth import INT16, limits_of
 from resq_tvm.schedules.code import Expr, cast, load
 from resq_tvm.schedules.context import LANES, Context, load_vector
 from resq_tvm.schedules.depthwise import DepthwiseBlock, emit_depthwise
+from resq_tvm.schedules.packing import Segment
 from resq_tvm.schedules.spec import Conv
 
 Tap = tuple[int, int, int]  # row and column offset in the input, number of the packed weights
@@ -55,36 +57,30 @@ class _ArmBlock(DepthwiseBlock):
 
     widened = False
 
-    def reduce(self, acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr) -> None:
+    def reduce(
+        self, segments: Sequence[Segment], acc: list[Any], o: Expr, i: Expr, x0: Expr, c: Expr
+    ) -> None:
         """Add all products to the accumulators of a tile."""
         code = self.ctx.code
-        taps = self._taps()
+        taps = _taps(segments)
+        (name,) = {s.input for s in segments}
         channels = self.ctx.kernel.c
         kernel = self.ctx.kernel.anchor
         assert isinstance(kernel, Conv)
         weights = np.stack(
-            [kernel.weight[:, ky, kx, 0] for s in self.segments for ky, kx in s.taps]
+            [kernel.weight[:, ky, kx, 0] for s in segments for ky, kx in s.taps]
         ).reshape(-1, channels)
         limit, _ = limits_of(kernel)
         first = 0
         for size in tap_groups(weights, limit):
-            sums = self._sum(taps[first : first + size], o, i, x0, c)
+            sums = self._sum(name, taps[first : first + size], o, i, x0, c)
             for n, total in enumerate(sums):
                 self.add(acc, n, code.bind(total, "s"))
             first += size
 
-    def _taps(self) -> list[Tap]:
-        return [
-            (s.dy + a * s.step_y, s.dx + b * s.step_x, a * s.columns + b + s.start)
-            for s in self.segments
-            for a in range(s.rows)
-            for b in range(s.columns)
-        ]
-
-    def _sum(self, taps: list[Tap], o: Expr, i: Expr, x0: Expr, c: Expr) -> list[Expr]:
-        """Return the int16 sums of some taps, pixel by pixel."""
+    def _sum(self, name: str, taps: list[Tap], o: Expr, i: Expr, x0: Expr, c: Expr) -> list[Expr]:
+        """Return the int16 sums of some taps of an input, pixel by pixel."""
         code, kernel = self.ctx.code, self.ctx.kernel
-        (name,) = self.anchor.inputs
         spec = kernel.tensor(name)
         iy, ix = self.anchor.in_stride
         loaded: dict[tuple[int, int], Expr] = {}
@@ -105,3 +101,12 @@ class _ArmBlock(DepthwiseBlock):
                 old = sums[n]
                 sums[n] = code.bind(product if old is None else old + product, "s")
         return [s for s in sums if s is not None]
+
+
+def _taps(segments: Sequence[Segment]) -> list[Tap]:
+    return [
+        (s.dy + a * s.step_y, s.dx + b * s.step_x, a * s.columns + b + s.start)
+        for s in segments
+        for a in range(s.rows)
+        for b in range(s.columns)
+    ]

@@ -6,7 +6,9 @@ the multiplication they fit a narrower scheme, and the sums are shifted back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +83,14 @@ class Sums:
         same = other is not None and np.array_equal(self.packed, other.packed)
         self.weight: Any = other.weight if other and same else emit_weights(ctx, self.packed)
         self.block_bytes = self.packed[0].size
+
+    def over(self, names: Sequence[str]) -> Sums:
+        """Return the same sums, by the same weights, over other inputs."""
+        twin = copy(self)
+        new = dict(zip(self.anchor.inputs, names, strict=True))
+        runs = tuple(replace(run, input=new[run.input]) for run in self.reduction.runs)
+        twin.reduction = replace(self.reduction, runs=runs)
+        return twin
 
     def tile(self, o: Expr, y0: Expr, x0: Expr, pixels: list[tuple[int, int]], spill: Any) -> None:
         """Emit a tile's sums, to ``spill``: int32 [pixel][16]."""

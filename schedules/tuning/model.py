@@ -68,7 +68,7 @@ def features(task: Task, decisions: Sequence[Decision]) -> NDArray[np.float32]:
     moved = [
         math.prod(s.shape) * np.dtype(s.dtype).itemsize
         for s in (*kernel.inputs, *kernel.outputs)
-        if s.name not in anchor.inputs
+        if s.name not in anchor.reads
     ]
     taps = max((len(p.taps) for p in anchor.phases), default=1)
     shape = [

@@ -46,7 +46,7 @@ class Roof:
         """
         kernel = task.kernel
         anchor = kernel.anchor
-        names = anchor.inputs if isinstance(anchor, Conv) else ()
+        names = anchor.reads if isinstance(anchor, Conv) else ()
         moved = sum(
             int(np.prod(s.shape)) * np.dtype(s.dtype).itemsize
             for s in (*kernel.inputs, *kernel.outputs)

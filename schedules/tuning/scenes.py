@@ -40,7 +40,7 @@ class Scene:
         self._expected = meaning.run(kernel, logical)
         self._exact = meaning.is_exact(kernel)
         anchor = kernel.anchor
-        names = anchor.inputs if isinstance(anchor, Conv) else ()
+        names = anchor.reads if isinstance(anchor, Conv) else ()
         self.fresh = [i for i, s in enumerate(kernel.inputs) if s.name in names]
 
     @property

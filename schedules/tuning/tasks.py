@@ -59,7 +59,8 @@ def macs(kernel: FusedKernel) -> int:
     anchor = kernel.anchor
     if not isinstance(anchor, Conv):
         return 0
-    per_pixel = anchor.weight.shape[0] * anchor.weight.shape[3]
+    products = 2 if anchor.rest else 1
+    per_pixel = anchor.weight.shape[0] * anchor.weight.shape[3] * products
     sy, sx = anchor.out_stride
     return sum(
         -(-(kernel.h - p.oy) // sy) * -(-(kernel.w - p.ox) // sx) * len(p.taps) * per_pixel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,4 +183,37 @@ def residual_kernel(
         "residual", anchor, h, w, c, (*inputs, float_tensor("u", h, w, c)),
         (code_tensor(target, "q", h, w, c, (1, 2, 1, 3)), float_tensor("z", h, w, c, True)),
         nodes, (Store(9, "q"), Store(4, "z")), target.code, {"scale": scale},
+    )  # fmt: skip
+
+
+def two_code_kernel(
+    target: Target,
+    anchor: Conv,
+    inputs: tuple[TensorSpec, ...],
+    h: int,
+    w: int,
+    rng: np.random.Generator,
+) -> FusedKernel:
+    """Return a layer of a keyframe whose inputs have two codes; the second ones lie otherwise."""
+    c = anchor.weight.shape[0]
+    rest = tuple(
+        replace(s, name=f"rest_{s.name}", halo=tuple(n + 1 for n in s.halo))  # type: ignore[arg-type]
+        for s in inputs
+    )
+    nodes = (
+        Node("anchor"),
+        Node("vector", name="scale"),
+        Node("dequantize", (0, 1)),
+        Node("rest"),
+        Node("vector", name="fine"),
+        Node("dequantize", (3, 4)),
+        Node("add", (2, 5)),
+        Node("quantize", (6,), value=float(np.float32(3.7)), limit=127),
+    )
+    scale = (rng.uniform(0.5, 1.5, c) / np.sqrt(anchor.weight[0].size) / 4000).astype(np.float32)
+    anchor = replace(anchor, rest=tuple(s.name for s in rest))
+    return FusedKernel(
+        "two", anchor, h, w, c, (*inputs, *rest),
+        (code_tensor(target, "q", h, w, c, (1, 2, 1, 3)), float_tensor("z", h, w, c, True)),
+        nodes, (Store(7, "q"), Store(6, "z")), target.code, {"scale": scale, "fine": scale / 254},
     )  # fmt: skip

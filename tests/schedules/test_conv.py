@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resq_tvm.schedules.decision import Decision
+from resq_tvm.schedules.rules import decide
 from resq_tvm.schedules.spec import Conv, Phase
 from resq_tvm.targets.preset import Target
 from tests.schedules.harness import (
@@ -17,6 +20,7 @@ from tests.schedules.harness import (
     halo_for,
     residual_kernel,
     target_or_skip,
+    two_code_kernel,
 )
 
 
@@ -80,6 +84,17 @@ def test_residual_epilogue_is_exact(name, shape, rng):
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("shape", SHAPES[1::2], ids=str)
+@pytest.mark.parametrize("inner", [False, True])
+def test_inputs_with_two_codes(name, shape, inner, rng):
+    target = target_or_skip(name)
+    channels, o, hw, k, stride, dilation = shape
+    anchor, inputs, h, w = conv_of(target, rng, channels, o, hw, k, stride, dilation)
+    kernel = two_code_kernel(target, anchor, inputs, h, w, rng)
+    check(kernel, target, rng, decision=replace(decide(kernel, target), inner_o=inner))
+
+
+@pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("value", [-127, 127])
 def test_extreme_codes_do_not_saturate(name, value, rng):
     target = target_or_skip(name)
@@ -107,6 +122,7 @@ def test_grouped(name, groups, channels, o, rng):
     target = target_or_skip(name)
     anchor, inputs, h, w = conv_of(target, rng, (channels,), o, (6, 7), groups=groups)
     check(residual_kernel(target, anchor, inputs, h, w, rng), target, rng)
+    check(two_code_kernel(target, anchor, inputs, h, w, rng), target, rng)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -133,6 +149,7 @@ def test_transposed(name, k, stride, pad, rng):
     anchor = Conv(("x0",), weight, phases, (1, 1), (stride, stride))
     inputs = (code_tensor(target, "x0", *hw, c, halo_for(anchor, *hw, h, w)),)
     check(residual_kernel(target, anchor, inputs, h, w, rng), target, rng)
+    check(two_code_kernel(target, anchor, inputs, h, w, rng), target, rng)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -155,6 +172,7 @@ def test_depthwise(name, c, hw, k, stride, dilation, rng):
     anchor, inputs, h, w = conv_of(target, rng, (c,), c, hw, (k, k), stride, dilation, c)
     check(accumulator_kernel(target, anchor, inputs, h, w, external=True), target, rng)
     check(residual_kernel(target, anchor, inputs, h, w, rng), target, rng)
+    check(two_code_kernel(target, anchor, inputs, h, w, rng), target, rng)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import tvm
@@ -14,8 +15,11 @@ from resq_tvm.network import Network, TensorInfo
 SHAPE = (1, 12, 10, 3)
 
 
-def small_network(seed: int = 0) -> Network:
-    """Conv, relu, depthwise, concat of two branches, conv: several layers on one quantizer."""
+def small_network(seed: int = 0, heads: int = 1) -> Network:
+    """Conv, relu, depthwise, concat of two branches, conv: several layers on one quantizer.
+
+    The second of two heads, ``mask``, has a layer of its own.
+    """
     rng = np.random.default_rng(seed)
     layout = {"data_layout": "NHWC", "kernel_layout": "OHWI"}
     op = relax.op
@@ -34,22 +38,28 @@ def small_network(seed: int = 0) -> Network:
             )
             c = bb.emit(op.nn.conv2d(a, weight(4, 1, 1, 8), **layout), "point")
             d = bb.emit(op.concat([b, c], axis=3), "both")
-            y = bb.emit_output(op.nn.conv2d(d, weight(5, 3, 3, 12), **layout), "head")
-        bb.emit_func_output(y)
+            y = op.nn.conv2d(d, weight(5, 3, 3, 12), **layout)
+            if heads == 1:
+                result = bb.emit_output(y, "head")
+            else:
+                mask = bb.emit(op.nn.conv2d(d, weight(5, 3, 3, 12), **layout), "mask")
+                result = bb.emit_output(relax.Tuple([bb.emit(y, "head"), mask]))
+        bb.emit_func_output(result)
     module = bb.finalize()
     infos = [{"name": "image", "shape": [1, 3, 12, 10], "layout": "NCHW"}]
+    outputs = tuple(TensorInfo(name, (1, 5, 10, 8), "NCHW") for name in ("y", "mask")[:heads])
     module["main"] = module["main"].with_attrs(
         {
             "num_input": 1,
             "resq.inputs": json.dumps(infos),
-            "resq.outputs": json.dumps([{"name": "y", "shape": [1, 5, 10, 8], "layout": "NCHW"}]),
+            "resq.outputs": json.dumps([asdict(output) for output in outputs]),
         }
     )
     return Network(
         module=tvm.IRModule({"main": module["main"]}),
         name="small",
         inputs=(TensorInfo("image", (1, 3, 12, 10), "NCHW"),),
-        outputs=(TensorInfo("y", (1, 5, 10, 8), "NCHW"),),
+        outputs=outputs,
         source="test",
     )
 

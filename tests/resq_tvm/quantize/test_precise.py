@@ -48,3 +48,15 @@ def test_layers_that_have_more_bits_already_keep_them() -> None:
 def test_a_share_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(ConfigError, match="use a share of 0 to 1"):
         calibrate(small_network(), [moving_clip(4)], "W8A8->W8A4", precise=share, **QUICK)
+
+
+def test_layers_of_held_outputs_stay_as_they_are() -> None:
+    net, clip = small_network(heads=2), [moving_clip(9)]
+    given = {"precise": 1.0, **QUICK}
+    usual = calibrate(net, clip, "W8A8->W8A{0,8}", **given)
+    holding = calibrate(net, clip, "W8A8->W8A{0,8}", held=["mask"], **given)
+    assert usual.layers["mask"] == holding.layers["stem"] == "W8A16->W8A{0,8}"
+    assert holding.layers["mask"] == "W8A8->W8A{0,8}"
+    assert holding.dynamic is not None and holding.dynamic["held"] == [1]
+    with pytest.raises(ConfigError, match="leave one that frames compute"):
+        calibrate(net, clip, "W8A8->W8A{0,8}", held=["y", "mask"], **given)

@@ -22,6 +22,7 @@ from tests.schedules.harness import (
     code_tensor,
     conv_phase,
     residual_kernel,
+    two_code_kernel,
 )
 from tests.schedules.test_conv import conv_of
 from tests.tools import board_tools
@@ -105,6 +106,20 @@ def test_depthwise(shape, codes, rng):
     given = meaning.random_inputs(kernel, rng)
     given[anchor.inputs[0]][:3] = codes
     check(kernel, target, rng, given)
+    check(two_code_kernel(target, anchor, inputs, h, w, rng), target, rng)
+
+
+@pytest.mark.parametrize("shape", ["rows", "joined", "points"])
+@pytest.mark.parametrize("scheme", ["smull", "sdot", "smmla"])
+def test_inputs_with_two_codes(scheme, shape, rng):
+    board_tools()
+    core, codes, weights = SCHEMES[scheme]
+    channels, o, hw, k, stride, dilation = SHAPES[shape]
+    target = PRESETS[core]
+    anchor, inputs, h, w = conv_of(target, rng, channels, o, hw, k, stride, dilation)
+    anchor = replace(anchor, limits=(codes, weights))
+    kernel = two_code_kernel(target, anchor, inputs, h, w, rng)
+    check(kernel, target, rng, decision=Decision("dot", scheme, 1, 4))
 
 
 @pytest.mark.parametrize("core", ["cortex-a53", "cortex-a76", "cortex-a710"])
