@@ -28,8 +28,9 @@ from resq_tvm.schedules.code import (
 from resq_tvm.schedules.context import LANES, Context, at, pad_channels
 from resq_tvm.schedules.ranges import node_ranges
 from resq_tvm.schedules.sparse import Finish, Tile
-from resq_tvm.schedules.spec import Node, Store, TensorSpec
+from resq_tvm.schedules.spec import Store, TensorSpec
 
+_WITHIN = 0.49  # of a step: beyond a limit by less, a value is rounded to it
 _MAGIC_BITS = int(np.float32(vecmath.MAGIC).view(np.int32))
 
 
@@ -52,6 +53,9 @@ class Epilogue:
             if any(self.nodes[i].op == "vector" and self.nodes[i].name == name for i in self.live)
         }
         self._shared: dict[int, Expr] = {}
+        self._halves: dict[int, Expr] = {}  # nodes rounded to float16, as bits
+        self._shifted: dict[int, Expr] = {}  # codes as float32, `_code_zero` too large
+        self._code_zero = vecmath.MAGIC + ctx.kernel.code.zero_point
         stores = ctx.kernel.stores
         self.choosers = {s.name: self._chooser(s) for s in stores if s.choice is not None}
         ctx.choosers = list(self.choosers.values())
@@ -180,7 +184,7 @@ class Epilogue:
                 values[i] = self.code.bind(tirx.Select(changed, new, key), "g")
             else:
                 args = [values[a] for a in node.args]
-                values[i] = self.code.bind(self._operation(node, args, lanes), "n")
+                values[i] = self.code.bind(self._operation(i, args, lanes), "n")
         return values
 
     def _unchanged(self, i: int) -> int | None:
@@ -231,12 +235,15 @@ class Epilogue:
             value = reinterpret(value, "float16", lanes)
         self.code.store(self.ctx.buffer(spec.name), index, value, lanes)
 
-    def _operation(self, node: Node, args: list[Expr], lanes: int) -> Expr:
-        code = self.code
+    def _operation(self, i: int, args: list[Expr], lanes: int) -> Expr:
+        code, node = self.code, self.nodes[i]
         a = args[0]
         b = args[1] if len(args) > 1 else None
         zero = constant(0.0, "float32", lanes)
         match node.op:
+            case "dequantize" if self.nodes[node.args[0]].op == "quantize":
+                zero = constant(self._code_zero, "float32", lanes)
+                return vecmath.fence((self._shifted[node.args[0]] - zero) * b, lanes)
             case "dequantize":
                 return vecmath.fence(cast(a, "float32", lanes) * b, lanes)
             case "add":
@@ -276,29 +283,33 @@ class Epilogue:
             case "prelu":
                 return tirx.Select(a > zero, a, vecmath.fence(tirx.Mul(a, b), lanes))
             case "round16":
-                bits = vecmath.to_half(code, a, lanes, self.native_half)
+                bits = code.bind(vecmath.to_half(code, a, lanes, self.native_half), "h")
+                self._halves[i] = bits
                 return vecmath.from_half(code, bits, lanes, self.native_half)
             case "quantize":
-                return self._quantize(node, a, lanes)
+                return self._quantize(i, a, lanes)
         raise ValueError(f"epilogue node {node.op!r} is not one of those that spec.Node lists")
 
-    def _quantize(self, node: Node, value: Expr, lanes: int) -> Expr:
+    def _quantize(self, i: int, value: Expr, lanes: int) -> Expr:
         """Return the code as int32.
 
         Clamping first is the same, since the limits are integers, and is left out where values
-        cannot be beyond; then the addition of 1.5 · 2^23 rounds half to even and leaves the code in
-        the low mantissa bits. The zero point is added in the same go, so that a store is left with
-        taking the low byte.
+        cannot round to a code beyond; then the addition of 1.5 · 2^23 rounds half to even and
+        leaves the code in the low mantissa bits. The zero point is added in the same go, so that a
+        store is left with taking the low byte.
         """
-        zero = self.ctx.kernel.code.zero_point
+        node, zero = self.nodes[i], self.ctx.kernel.code.zero_point
         scaled = vecmath.fence(value * constant(node.value, "float32", lanes), lanes)
         least, most = (bound * node.value for bound in self.ranges[node.args[0]])
         clamped = scaled
-        if not bool(np.all(most <= node.limit)):
+        if not bool(np.all(most <= node.limit + _WITHIN)):
             clamped = tirx.Min(clamped, constant(node.limit, "float32", lanes))
-        if not bool(np.all(least >= -node.limit)):
+        if not bool(np.all(least >= -node.limit - _WITHIN)):
             clamped = tirx.Max(clamped, constant(-node.limit, "float32", lanes))
-        shifted = clamped + constant(vecmath.MAGIC + zero, "float32", lanes)
+        # The fence keeps TVM's simplifier from cancelling what a dequantization subtracts.
+        shifted = vecmath.fence(clamped + constant(self._code_zero, "float32", lanes), lanes)
+        shifted = self.code.bind(shifted, "s")
+        self._shifted[i] = shifted
         bits = reinterpret(shifted, "int32", lanes)
         return bits - constant(_MAGIC_BITS + zero, "int32", lanes)
 
@@ -307,7 +318,9 @@ class Epilogue:
     ) -> None:
         spec = self.ctx.kernel.tensor(name)
         value = values[node]
-        if spec.dtype == "float16":
+        if spec.dtype == "float16" and self.nodes[node].op == "round16":
+            value = self._halves[node]
+        elif spec.dtype == "float16":
             value = vecmath.to_half(self.code, value, lanes, self.native_half)
         elif spec.dtype != "float32":
             zero_point = self.ctx.kernel.code.zero_point

@@ -16,6 +16,7 @@ Range = tuple[Bound, Bound]  # least and most, of every channel or of all
 
 _LARGEST_CODE = 127
 _LARGEST_HALF = 65504.0
+_ERROR = 1e-4  # of a step: what float32 adds to a rounding error, with codes up to 127
 _SLACK = 1e-6  # relative: float32 rounds to 6e-8, and sums of a few operations are covered
 
 
@@ -70,6 +71,8 @@ def _range(kernel: FusedKernel, node: Node, args: list[Range]) -> Range:
         case "add":
             (a, b), (c, d) = args
             return _wider(a + c, b + d)
+        case "sub" if (step := _rounding(kernel, node, args[0])) is not None:
+            return _symmetric((0.5 + _ERROR) * step)
         case "sub":
             (a, b), (c, d) = args
             return _wider(a - d, b - c)
@@ -84,6 +87,18 @@ def _range(kernel: FusedKernel, node: Node, args: list[Range]) -> Range:
             # To nearest: a value within the limits stays within, half an ulp farther out.
             return a - np.abs(a) * 2.0**-10, b + np.abs(b) * 2.0**-10
     return _symmetric(np.inf)
+
+
+def _rounding(kernel: FusedKernel, node: Node, value: Range) -> float | None:
+    """Return the step if ``node`` is what rounding a value to codes in its range leaves."""
+    coarse = kernel.nodes[node.args[1]]
+    if coarse.op != "dequantize":
+        return None
+    codes, step = (kernel.nodes[i] for i in coarse.args)
+    if codes.op != "quantize" or codes.args[0] != node.args[0] or step.op != "scalar":
+        return None
+    inside = bool(np.all(np.maximum(-value[0], value[1]) * codes.value <= codes.limit))
+    return step.value if inside and codes.limit <= _LARGEST_CODE else None
 
 
 def _symmetric(most: float | Bound) -> Range:

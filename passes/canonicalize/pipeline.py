@@ -7,6 +7,7 @@ import tvm
 from resq_tvm.passes.canonicalize.check import check_canonical
 from resq_tvm.passes.canonicalize.decompose import Decompose
 from resq_tvm.passes.canonicalize.densify import DensifyTransposed
+from resq_tvm.passes.canonicalize.flush_tiny import FlushTiny
 from resq_tvm.passes.canonicalize.fold_affine import FoldAffine
 from resq_tvm.passes.canonicalize.fold_constants import FoldConstants
 from resq_tvm.passes.canonicalize.fold_pad import FoldPad
@@ -50,6 +51,7 @@ def canonicalize(mod: tvm.IRModule, model: str = "network") -> tvm.IRModule:
             SinkConcat(),
             FoldAffine(),
             Simplify(),
+            FlushTiny(),
             NameValues(),
         ]
     )(mod)

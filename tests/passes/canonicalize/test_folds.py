@@ -2,6 +2,7 @@ import numpy as np
 from tvm.script import ir as I
 from tvm.script import relax as R
 
+from resq_tvm.passes.canonicalize.flush_tiny import FlushTiny
 from resq_tvm.passes.canonicalize.fold_affine import FoldAffine
 from resq_tvm.passes.canonicalize.fold_constants import FoldConstants
 from resq_tvm.passes.canonicalize.fold_pad import FoldPad
@@ -199,3 +200,37 @@ def test_zero_padding_goes_into_max_pool_only_behind_a_relu() -> None:
 
     # A pad whose readers are all folded dies with the next pass.
     expect(lambda m: FoldPad()(FoldPad()(m)), Before, After)
+
+
+def test_tiny_constants_become_zero_but_single_ones() -> None:
+    dead = np.array([1, 1e-39, -1e-31, 1e-30], "float32")
+    alive = np.array([1, 0, 0, 1e-30], "float32")
+    guard = np.float32(1e-38)
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 5, 5, 4), "float32")):
+            with R.dataflow():
+                a = R.multiply(x, R.const(dead))
+                b = R.add(a, R.const(guard))
+                c = R.divide(b, R.const(dead))
+                z = R.nn.prelu(c, R.const(dead), axis=3)
+                gv = (z,)
+                R.output(gv)
+            return gv
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((1, 5, 5, 4), "float32")):
+            with R.dataflow():
+                a = R.multiply(x, R.const(alive))
+                b = R.add(a, R.const(guard))
+                c = R.divide(b, R.const(dead))
+                z = R.nn.prelu(c, R.const(alive), axis=3)
+                gv = (z,)
+                R.output(gv)
+            return gv
+
+    expect(FlushTiny(), Before, After)
