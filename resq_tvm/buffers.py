@@ -39,6 +39,11 @@ class Buffers:
         self._finite: list[Any] = [None] * len(self._entries)
         self._kept: dict[str, list[int]] = {}  # program → inputs that become state
 
+    @property
+    def tensors(self) -> list[Any]:
+        """Those that there are at the moment."""
+        return [tensor for tensor in self._tensors if tensor is not None]
+
     def load(self, frame: Frame, index: int) -> list[Any]:
         """Check a frame and copy it into tensors, NHWC.
 

@@ -99,6 +99,11 @@ class Programs:
             self._enter(usual)
 
     @property
+    def memory(self) -> list[Any]:
+        """Parameters, state and workspace."""
+        return [*self._params, *(self.state or ()), *(self._workspace or ())]
+
+    @property
     def has_residual(self) -> bool:
         """Whether there is a residual program."""
         return self._residual is not None
