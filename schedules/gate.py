@@ -17,6 +17,7 @@ from resq_tvm.schedules.context import LANES, Context, ceil_div
 from resq_tvm.schedules.epilogue import Epilogue
 from resq_tvm.schedules.listing import mark
 from resq_tvm.schedules.packed import PACK, PackedEpilogue
+from resq_tvm.schedules.prefetch import LINE, fetch
 from resq_tvm.schedules.tiles import rest
 from resq_tvm.schedules.vecmath import MAGIC, clamp, fence
 
@@ -80,6 +81,8 @@ class _Energy:
         self.args = ctx.kernel.nodes[index].args
         self.wanted = epilogue.needed(list(self.args))
         self.packed = isinstance(epilogue, PackedEpilogue)
+        nodes = (ctx.kernel.nodes[i] for i in self.wanted)
+        self.loaded = [ctx.kernel.tensor(n.name) for n in nodes if n.op == "load"]
         self.flat = self._is_flat()
         lanes = np.arange(LANES)
         if self.flat:
@@ -95,11 +98,10 @@ class _Energy:
         """Whether a block's row is one run of values in memory, all of them treated alike."""
         kernel = self.ctx.kernel
         nodes = [kernel.nodes[i] for i in self.wanted]
-        loaded = [kernel.tensor(n.name) for n in nodes if n.op == "load"]
         return (
             self.packed
             and kernel.w % self.gate.block == 0
-            and all(t.c_phys == t.c == kernel.c for t in loaded)
+            and all(t.c_phys == t.c == kernel.c for t in self.loaded)
             and all(n.op != "vector" for n in nodes)
         )
 
@@ -116,6 +118,7 @@ class _Energy:
         acc = sums[0]
         with code.loop(rest(kernel.h, y0, size), "r") as r:
             if self.flat:
+                self._fetch(y0 + r + size, x0)
                 for n, lanes in enumerate(widths):
                     self._add(sums[n], y0 + r, x0, n * LANES, lanes, None)
             elif self.packed:
@@ -129,6 +132,13 @@ class _Energy:
             whole = cast(load(acc, [0], lanes), "int32", lanes)
             total = total + tirx.op.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", whole)
         return code.bind(total, "energy")
+
+    def _fetch(self, y: Expr, x: Expr) -> None:
+        """Fetch a row of a block: the processor does not follow as many rows at once."""
+        for spec in self.loaded:
+            bytes_each = np.dtype(spec.dtype).itemsize
+            for start in range(0, self.gate.block * spec.c_phys, LINE // bytes_each):
+                fetch(self.ctx, spec, y, x, start, 0)
 
     def _four(self, acc: Any, y: Expr, x: Expr, count: int) -> None:
         """Add ``count`` of four pixels; at a row's end only those that no vector before had."""

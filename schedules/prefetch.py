@@ -19,7 +19,7 @@ from resq_tvm.schedules.context import LANES, Context, at
 from resq_tvm.schedules.sparse import Tile
 from resq_tvm.schedules.spec import Conv, Phase, TensorSpec
 
-_LINE = 64  # bytes of a cache line
+LINE = 64  # bytes of a cache line
 
 
 def fetch_ahead(
@@ -49,13 +49,13 @@ def fetch_ahead(
     for spec, write in (*((s, 0) for s in read), *((s, 1) for s in kernel.outputs)):
         size = np.dtype(spec.dtype).itemsize
         pixel = spec.c_phys * size
-        per_line = max(1, _LINE // pixel)
+        per_line = max(1, LINE // pixel)
         reach = min(vectors * LANES * size, pixel)
         for i in range(tile[0]):
             for j in range(0, tile[1], per_line):
-                for byte in range(0, reach, _LINE):
+                for byte in range(0, reach, LINE):
                     y, x = position(i, j)
-                    _fetch(ctx, spec, y, x, c + byte // size, write)
+                    fetch(ctx, spec, y, x, c + byte // size, write)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Box:
     def lines(self) -> int:
         """Cache lines of a row: its pixels lie next to each other."""
         pixel = self.spec.c_phys * np.dtype(self.spec.dtype).itemsize
-        return -(-self.width * pixel // _LINE)
+        return -(-self.width * pixel // LINE)
 
 
 class NextTile:
@@ -123,13 +123,14 @@ class NextTile:
                 y = corner[0] * box.stride[0] + row
                 x = corner[1] * box.stride[1] + box.column
                 for n in range(share):
-                    c = (block * share + n) * (_LINE // size)
-                    _fetch(self.ctx, box.spec, y, x, c, int(box.write), level=2)
+                    c = (block * share + n) * (LINE // size)
+                    fetch(self.ctx, box.spec, y, x, c, int(box.write), level=2)
 
 
-def _fetch(
+def fetch(
     ctx: Context, spec: TensorSpec, y: Expr, x: Expr, c: Expr, write: int, level: int = 1
 ) -> None:
+    """Emit one prefetch of a position, which may lie beyond the tensor's end."""
     address = tirx.op.address_of(load(ctx.buffer(spec.name), at(spec, y, x, c), 1))
     number = [tirx.const(n, "int32") for n in (write, 4 - level, 1)]  # 1: data
     ctx.code.run(tirx.op.call_llvm_intrin("void", "llvm.prefetch", address, *number))
