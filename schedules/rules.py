@@ -27,6 +27,7 @@ _ARM_PIXELS = 4  # times 4 outputs (16 with sdot): 16 vectors of accumulators
 # Outputs that take about as long as memory does to answer, with what epilogue and policy cost; and
 # tiles ahead beyond which fetching no longer gets better.
 _LATENCY, _MOST_AHEAD = 3000, 6
+_STATE_AHEAD = 2  # tiles, of kernels that write state: 2 to 6 % of a keyframe (Intel; BlazePose)
 # Depthwise tiles at most: the more pixels, the more of them without a change. On planes of few
 # pixels most of them change.
 _SPARSE_TILE, _SPARSE_TILE_OF_FEW, _FEW_PIXELS = (2, 2), (2, 4), 64
@@ -161,9 +162,12 @@ def _gathers(kernel: FusedKernel, anchor: Conv, pixels: int) -> bool:
 
 
 def _ahead(kernel: FusedKernel, pixels: int) -> int:
-    """Tiles to fetch ahead: where tiles are left out, the processor cannot know the next one."""
+    """Tiles to fetch ahead: where tiles are left out, the processor cannot know the next one.
+
+    State was written two keyframes ago: a core waits for the lines that it writes to again.
+    """
     if kernel.sparse is None:
-        return 0
+        return _STATE_AHEAD if any(s.dtype == "float16" for s in kernel.outputs) else 0
     return min(max(_LATENCY // (pixels * kernel.c), 1), _MOST_AHEAD)
 
 
