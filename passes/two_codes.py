@@ -44,10 +44,10 @@ def first_products(graph: Graph) -> dict[Any, list[Any]]:
 
 def _term(value: Any, producers: dict[Any, Any]) -> list[Any]:
     """Return [sums of an integer layer, their dequantization] for the latter, else nothing."""
-    call = producers.get(value)
+    call: Any = producers.get(value)
     if op_name(call) != "relax.dequantize":
         return []
-    layer = producers.get(call.args[0])
+    layer: Any = producers.get(call.args[0])
     integer = is_linear_layer(layer) and str(layer.args[0].ty.dtype) == "int8"
     return [call.args[0], value] if integer else []
 
