@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import tvm
 from tvm import relax
 from tvm.script import ir as I
@@ -118,3 +119,30 @@ def test_what_no_kernel_covers_stays_an_operator() -> None:
     fused = FuseKernels()(Partition()(annotated(network(build), "W8A8->W4A4")))
     outside = [op_name(e) for _, e in Graph.of(fused["keyframe"]).bindings]
     assert [o for o in outside if o] == ["relax.reshape", "relax.nn.softmax"]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_layer_of_two_codes_is_one_kernel(joined: bool) -> None:
+    def build(emit: Any, x: Any) -> list[Any]:
+        a = emit(relax.op.nn.relu(emit(conv(x), "first")), "a")
+        b = emit(relax.op.nn.relu(emit(conv(x, 3), "second")), "b")
+        cat = emit(relax.op.concat([a, b], axis=3), "cat") if joined else a
+        return [emit(conv(cat, 5), "third")]
+
+    partitioned = Partition()(annotated(network(build), "W8A16->W8A8"))
+
+    def products(together: bool) -> dict[str, int]:
+        fused = composites(FuseKernels(together=together)(partitioned))
+        counts = {
+            n: sum(op_name(e) == "relax.nn.conv2d" for _, e in Graph.of(f).bindings)
+            for n, f in fused.items()
+            if n.startswith("keyframe")
+        }
+        return {n: count for n, count in counts.items() if count}
+
+    layers = 3 if joined else 2
+    assert list(products(False).values()) == [1] * 2 * layers
+    assert list(products(True).values()) == [2] * layers
+    fused = composites(FuseKernels()(partitioned))
+    (last,) = (f for n, f in fused.items() if n.startswith("keyframe") and "third" in n)
+    assert len(last.params) == (4 if joined else 2)

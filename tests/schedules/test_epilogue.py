@@ -106,3 +106,37 @@ def test_quantize_rounds_half_to_even_and_clamps(name, limit, rng):
     x[0, 0, :4] = [1e9, -1e9, 3e38, -3e38]
     p = rng.integers(-127, 128, (3, 5, 19)).astype(np.int32)
     check(kernel, target, rng, {"x": x, "p": p})
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("scale", [6 / 127, 6 / 126.6, 6 / 130, 0.02])  # the last two saturate
+@pytest.mark.parametrize("state", [False, True])
+def test_what_rounding_leaves_gets_codes_of_its_own(name, scale, state, rng):
+    target = target_or_skip(name)
+    step = np.float32(scale)
+    fine = np.float32(step / 254)
+    nodes = (
+        Node("load", name="x"),
+        Node("round16", (0,)),
+        Node("scalar", value=0.0),
+        Node("max", (1 if state else 0, 2)),
+        Node("scalar", value=6.0),
+        Node("min", (3, 4)),
+        Node("quantize", (5,), value=float(np.float32(1) / step), limit=127),
+        Node("scalar", value=float(step)),
+        Node("dequantize", (6, 7)),
+        Node("sub", (5, 8)),
+        Node("quantize", (9,), value=float(np.float32(1) / fine), limit=127),
+    )
+    outputs = (
+        code_tensor(target, "q", 3, 5, 19),
+        code_tensor(target, "rest", 3, 5, 19),
+        float_tensor("s", 3, 5, 19, dtype="float16"),
+    )
+    stores = (Store(6, "q"), Store(10, "rest"), Store(1, "s"))
+    kernel = walk(target, nodes, (float_tensor("x", 3, 5, 19),), outputs, stores)
+    # Around the middle of steps, where the rest's codes are largest, and beyond the codes.
+    x = ((rng.integers(0, 135, (3, 5, 19)) + 0.5) * scale).astype(np.float32)
+    x[1] = np.nextafter(x[1], np.float32(0))
+    x[2] = rng.uniform(-1, 8, x[2].shape)
+    check(kernel, target, rng, {"x": x})
