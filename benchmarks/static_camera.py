@@ -155,7 +155,8 @@ def measure(name: str, folder: Path) -> list[dict[str, Any]]:
             overrides = precise if kind == "precise" else {}
             qnet = resq.calibrate(net, [first], scheme, period=case.period, overrides=overrides)
         artifacts[kind] = artifact(f"{name}_{kind}", qnet, processing, folder)
-    options = {"period": case.period, "copy": False, "threads": args.threads}
+    # Of a stream that lasts, as a camera's does.
+    options = {"period": case.period, "copy": False, "threads": args.threads, "large_pages": True}
     sessions = {
         PLAIN: resq.Session(artifacts["frame"], **options),
         **({PRECISE: resq.Session(artifacts["precise"], **options)} if precise else {}),

@@ -77,7 +77,7 @@ class Session:
         How long programs take; learned from the session's own frames by default.
     large_pages : bool
         Whether weights, state and workspace move to large pages (`resq_tvm.pages`), which takes the
-        first two keyframes 0.05 to 0.2 seconds more.
+        first two keyframes 0.05 to 0.2 seconds more: for streams of more than some hundred frames.
 
     Raises
     ------
@@ -101,7 +101,7 @@ class Session:
         threshold_scale: float = 1.0,
         keyframes: Mode | KeyframePolicy = "period",
         costs: Costs | None = None,
-        large_pages: bool = True,
+        large_pages: bool = False,
     ) -> None:
         prepare_thread_pool()
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact)

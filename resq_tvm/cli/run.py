@@ -89,7 +89,9 @@ def run(
         on_broken=on_broken,
         size=(prepare.height, prepare.width),
     )
-    session = Session(loaded, period=period, copy=False, threads=threads, keyframes=policy)
+    session = Session(
+        loaded, period=period, copy=False, threads=threads, keyframes=policy, large_pages=True
+    )
     console.resolve(period=session.period, threads=session.threads, scheme=loaded.manifest.scheme)
     with console.progress("run") as progress:
         summary = predict(

@@ -220,3 +220,18 @@ def test_artifact_without_programs_to_observe_still_runs(
         pass
     session(frames[0])
     assert session.last is not None and session.last.kind == "keyframe"
+
+
+def test_memory_moves_after_the_first_two_states(
+    artifact: Artifact, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[int] = []
+    monkeypatch.setattr(
+        "resq_tvm.session.LargePages.gather", lambda _self, tensors: moved.append(len(tensors))
+    )
+    session, usual = Session(artifact, large_pages=True), Session(artifact)
+    counts = []
+    for frame in frames:
+        np.testing.assert_array_equal(session(frame), usual(frame))
+        counts.append(len(moved))
+    assert counts == [1, 1, 1, 2, 2, 2, 2, 2] and min(moved) > 1
