@@ -234,4 +234,5 @@ def test_memory_moves_after_the_first_two_states(
     for frame in frames:
         np.testing.assert_array_equal(session(frame), usual(frame))
         counts.append(len(moved))
-    assert counts == [1, 1, 1, 2, 2, 2, 2, 2] and min(moved) > 1
+    # Residual frames of this artifact hand out new state, too.
+    assert counts == [1] + [2] * 7 and min(moved) > 1
