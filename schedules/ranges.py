@@ -85,7 +85,11 @@ def _range(kernel: FusedKernel, node: Node, args: list[Range]) -> Range:
         case "round16":
             a, b = args[0]
             # To nearest: a value within the limits stays within, half an ulp farther out.
-            return a - np.abs(a) * 2.0**-10, b + np.abs(b) * 2.0**-10
+            least, most = a - np.abs(a) * 2.0**-10, b + np.abs(b) * 2.0**-10
+            return (
+                np.where(a < -_LARGEST_HALF, -np.inf, least),
+                np.where(b > _LARGEST_HALF, np.inf, most),
+            )
     return _symmetric(np.inf)
 
 

@@ -207,6 +207,20 @@ def _error(difference: torch.Tensor, moment: torch.Tensor) -> float:
     return float((difference.matmul(moment) * difference).sum())
 
 
+def _factor(moment: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
+    """Return the Cholesky factor of moments with a damped diagonal.
+
+    Moments are sums in float32: where inputs go together, rounding leaves them indefinite, and
+    damping grows until they are not.
+    """
+    while True:
+        diagonal = damping[:, None].expand(-1, moment.shape[-1])
+        factor, failed = torch.linalg.cholesky_ex(moment + torch.diag_embed(diagonal))
+        if not failed.any():
+            return factor
+        damping = torch.where(failed > 0, 10 * damping, damping)
+
+
 def _compensated(
     weight: torch.Tensor,
     scales: torch.Tensor,
@@ -228,10 +242,7 @@ def _compensated(
     energy = moment.diagonal(dim1=1, dim2=2)
     order = energy.sum(0).argsort(descending=True, stable=True)
     damping = _DAMPING * energy.mean(1).clamp_min(1e-30)
-    damped = moment[:, order][:, :, order] + torch.diag_embed(
-        damping[:, None].expand(-1, len(order))
-    )
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    inverse = torch.cholesky_inverse(_factor(moment[:, order][:, :, order], damping))
     passed = torch.linalg.cholesky(inverse, upper=True)
     w, s, fixed = weight[..., order].clone(), scales[..., order], nearest[..., order]
     codes = torch.empty_like(w)
