@@ -19,6 +19,7 @@ from resq_tvm.passes.weights import CODES, layer_codes, output_axis, quantize_we
 from resq_tvm.quantize import rounding
 from resq_tvm.quantize.calibrate import calibrate
 from resq_tvm.quantize.qnet import QuantizedNetwork
+from resq_tvm.quantize.rounding import _factor
 from resq_tvm.quantize.samples import FrameGroups
 from resq_tvm.reference.ops_linear import float_layer
 from resq_tvm.scheme import code_limit
@@ -173,3 +174,13 @@ def test_codes_that_no_layer_can_have_are_refused(name: str, code: int, tmp_path
     replace(qnet, network=network).save(tmp_path / "n.qnet")
     with pytest.raises(ArtifactError, match="does not hold a network"):
         QuantizedNetwork.load(tmp_path / "n.qnet")
+
+
+def test_moments_that_rounding_left_indefinite_are_damped_until_they_are_not() -> None:
+    large = torch.diag(torch.tensor([4e4, 1.0, -0.04], dtype=torch.float64))
+    moment = torch.stack([large, torch.eye(3, dtype=torch.float64)])
+    damping = torch.tensor([0.03, 0.03], dtype=torch.float64)
+    factor = _factor(moment, damping)
+    added = (factor @ factor.mT - moment).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(added[0], torch.full((3,), 0.3, dtype=torch.float64))
+    torch.testing.assert_close(added[1], torch.full((3,), 0.03, dtype=torch.float64))
