@@ -7,6 +7,7 @@ residual program, and its keyframe values are not kept as state.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from resq_tvm.passes.graph import Graph
@@ -20,9 +21,12 @@ def held_outputs(main: Any) -> tuple[int, ...]:
     return tuple(json.loads(str(main.attrs["resq.dynamic"])).get("held") or ())
 
 
-def live_values(main: Any) -> set[Any]:
-    """Return the values of ``main`` that outputs depend on which residual frames compute."""
-    graph, held = Graph.of(main), held_outputs(main)
+def live_values(main: Any, held: Collection[int] | None = None) -> set[Any]:
+    """Return the values of ``main`` that outputs depend on which residual frames compute.
+
+    ``held`` are the numbers of the others; those that ``main`` names by default.
+    """
+    graph, held = Graph.of(main), held_outputs(main) if held is None else held
     return graph.behind(v for n, v in enumerate(graph.outputs()) if n not in held)
 
 

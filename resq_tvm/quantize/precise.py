@@ -18,6 +18,7 @@ import torch
 
 from resq_tvm.bops import layer_macs
 from resq_tvm.passes.graph import Graph, op_name
+from resq_tvm.passes.held import live_values
 from resq_tvm.passes.quantizers import quant_points
 from resq_tvm.quantize.samples import FrameGroups, spread
 from resq_tvm.reference.executor import Executor
@@ -103,14 +104,13 @@ def layer_noise(
     `with_precise_layers`.
     """
     layers: dict[str, str] = json.loads(str(main.attrs["resq.layers"]))
-    graph = Graph.of(main)
-    live = {v.name for v in graph.behind(v for n, v in enumerate(graph.outputs()) if n not in held)}
+    live = {value.name for value in live_values(main, held)}
     quantizers: dict[str, tuple[float, int]] = {}
     for point in quant_points(main, layers, "keyframe"):
         if point.bits <= MAX_BITS:
-            own = live.intersection(point.layers)
+            own = [layer for layer in point.layers if layer in live]
             quantizers |= {layer: (scales[point.name], point.bits) for layer in own}
-    calls = graph.layers()
+    calls = Graph.of(main).layers()
     macs = {var.name: layer_macs(call) for var, call in calls}
     rounded = ""
 
